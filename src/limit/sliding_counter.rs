@@ -1,0 +1,96 @@
+//! Sliding-window counter: two aligned counts, the previous one weighted by the part of it that the last window
+//! still covers. Multiplied through by the period, so that no fraction is ever rounded:
+//! `previous × (period − elapsed) + (current + cost) × period ≤ requests × period`.
+
+use super::{Cost, Limit, Micros, RetryAfter, State, Step, allowed, denied};
+
+struct Counts {
+    start: u64,
+    elapsed: u64,
+    current: u64,
+    previous: u64,
+}
+
+/// The counts as of `now`: shifted by one window, or empty after two. State from the future is treated as starting now.
+fn counts(limit: &Limit, state: Option<&State>, now: Micros) -> Counts {
+    let tick = now / limit.tick;
+    let start = tick - tick % limit.period;
+    let (current, previous) = match state {
+        Some(&State::Counter { start: stored, current, previous }) if stored >= start => (current, previous),
+        Some(&State::Counter { start: stored, current, .. }) if stored + limit.period == start => (0, current),
+        _ => (0, 0),
+    };
+    Counts { start, elapsed: tick - start, current, previous }
+}
+
+impl Counts {
+    /// Used so far, in units of one request over the period.
+    fn used(&self, limit: &Limit) -> u64 {
+        self.previous * (limit.period - self.elapsed) + self.current * limit.period
+    }
+
+    /// From `now` to the first µs of tick `start + ticks`.
+    fn until(&self, limit: &Limit, now: Micros, ticks: u64) -> Micros {
+        (self.start + ticks) * limit.tick - now
+    }
+
+    /// When nothing of what is counted weighs any more.
+    fn reset_after(&self, limit: &Limit, now: Micros) -> Micros {
+        match (self.current, self.previous) {
+            (0, 0) => 0,
+            (0, _) => self.until(limit, now, limit.period),
+            _ => self.until(limit, now, 2 * limit.period),
+        }
+    }
+
+    /// The first tick, counted from `start`, at which `cost` fits; `cost ≤ requests`, and it does not fit now.
+    fn fits_at(&self, limit: &Limit, cost: Cost) -> u64 {
+        let room = limit.requests - cost;
+        if self.current <= room {
+            return limit.period - (room - self.current) * limit.period / self.previous;
+        }
+        2 * limit.period - (room * limit.period / self.current)
+    }
+
+    fn store(&self, limit: &Limit, now: Micros) -> (State, Micros) {
+        let state = State::Counter { start: self.start, current: self.current, previous: self.previous };
+        (state, self.reset_after(limit, now))
+    }
+}
+
+pub(super) fn step(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost) -> Step {
+    let mut counts = counts(limit, state, now);
+    let whole = limit.requests * limit.period;
+    let used = counts.used(limit);
+    let remaining = whole.saturating_sub(used) / limit.period;
+    if cost > limit.requests {
+        return denied(remaining, RetryAfter::Never);
+    }
+    if used + cost * limit.period > whole {
+        return denied(remaining, RetryAfter::In(counts.until(limit, now, counts.fits_at(limit, cost))));
+    }
+    if cost == 0 {
+        return allowed(remaining, counts.reset_after(limit, now), 0, None, 0);
+    }
+    counts.current += cost;
+    let (next, ttl) = counts.store(limit, now);
+    allowed(remaining - cost, ttl, 0, Some(next), ttl)
+}
+
+pub(super) fn charge(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost) -> (State, Micros) {
+    let mut counts = counts(limit, state, now);
+    let most = (2 * limit.requests).max(counts.current);
+    counts.current += cost.min(most - counts.current);
+    counts.store(limit, now)
+}
+
+pub(super) fn refund(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost) -> Option<(State, Micros)> {
+    let mut counts = counts(limit, state, now);
+    if counts.current == 0 && counts.previous == 0 {
+        return None;
+    }
+    let from_current = cost.min(counts.current);
+    counts.current -= from_current;
+    counts.previous = counts.previous.saturating_sub(cost - from_current);
+    Some(counts.store(limit, now))
+}

@@ -1,0 +1,241 @@
+//! One decision from end to end: look up, plan, ask the store, decide. Total: whatever the caller sends and whatever the
+//! store does, there is an answer, by the deadline.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use crate::limit::{Mode, Outcome, RetryAfter, SECOND};
+use crate::rules::decision::{self, Code, Decision, Degraded};
+use crate::rules::plan::{self, Plan, PlanSettings, Planned};
+use crate::rules::request::Request;
+use crate::rules::{Domain, OnStoreFailure, RuleLimit, RuleSet};
+use crate::store::memory::MemoryStore;
+use crate::store::{Group, Outcomes, Store, StoreError};
+
+/// What is left of a caller's deadline for the way back.
+pub const RETURN_TIME: Duration = Duration::from_millis(3);
+/// The most descriptors a request may have: bounds the time and the memory of one decision.
+pub const MAX_DESCRIPTORS: usize = 1_000;
+/// When to come back after `on_store_failure: deny`: the longest a circuit breaker waits between its probes.
+const RETRY_AFTER_DEGRADED: RetryAfter = RetryAfter::In(SECOND);
+
+/// Decides requests by the rules that are loaded. One per server thread, sharing rules and fallback.
+pub struct Limiter<S> {
+    shared: Arc<Shared>,
+    store: S,
+}
+
+/// What all threads share.
+pub struct Shared {
+    rules: ArcSwap<RuleSet>,
+    /// Decides for `on_store_failure: local`.
+    local: MemoryStore,
+    /// How many replicas share a limit while the store is away.
+    replicas: AtomicU32,
+    settings: LimiterSettings,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct LimiterSettings {
+    pub plan: PlanSettings,
+    /// How long the store may take, counted from a request's arrival.
+    pub store_timeout: Duration,
+}
+
+/// What a call comes to.
+#[derive(Debug)]
+pub enum Answer {
+    Decided(Decided),
+    /// The request is malformed: INVALID_ARGUMENT, with the reason.
+    Invalid(String),
+    /// Nothing can be said: UNAVAILABLE, with the reason.
+    Unavailable(String),
+}
+
+/// A decision with what is needed to put it into words.
+#[derive(Debug)]
+pub struct Decided {
+    pub decision: Decision,
+    /// `None`: an unknown domain.
+    pub domain: Option<Arc<Domain>>,
+    /// The limits that came with the request.
+    pub overrides: Vec<RuleLimit>,
+}
+
+impl Shared {
+    pub fn new(local: MemoryStore, settings: LimiterSettings) -> Shared {
+        Shared { rules: ArcSwap::default(), local, replicas: AtomicU32::new(1), settings }
+    }
+
+    /// The rules in force; revision 0 while none are.
+    pub fn rules(&self) -> Arc<RuleSet> {
+        self.rules.load_full()
+    }
+
+    /// Puts other rules in force. Requests under way keep theirs.
+    pub fn load(&self, rules: RuleSet) {
+        self.rules.store(Arc::new(rules));
+    }
+
+    /// How many replicas share each limit when every one decides by itself.
+    pub fn set_replicas(&self, replicas: u32) {
+        self.replicas.store(replicas.max(1), Ordering::Relaxed);
+    }
+
+    /// The store of `on_store_failure: local`.
+    pub fn local(&self) -> &MemoryStore {
+        &self.local
+    }
+}
+
+impl<S: Store> Limiter<S> {
+    pub fn new(shared: Arc<Shared>, store: S) -> Limiter<S> {
+        Limiter { shared, store }
+    }
+
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Decides a request that came in at `arrival` from a caller that waits for `patience` (its gRPC deadline).
+    pub async fn decide(&self, request: &Request<'_>, arrival: Instant, patience: Option<Duration>) -> Answer {
+        if let Err(reason) = well_formed(request) {
+            return Answer::Invalid(reason);
+        }
+        let (domain, revision) = {
+            let rules = self.shared.rules.load();
+            (rules.domains.get(request.domain).cloned(), rules.revision)
+        };
+        if revision == 0 {
+            return Answer::Unavailable("no rate limit configuration loaded".to_owned());
+        }
+        let Some(domain) = domain else {
+            return Answer::Decided(Decided { decision: unknown_domain(request), domain: None, overrides: Vec::new() });
+        };
+        let usable = patience.map(|patience| patience.saturating_sub(RETURN_TIME));
+        let settings = self.shared.settings;
+        let usable_micros = usable.map(|usable| u64::try_from(usable.as_micros()).unwrap_or(u64::MAX));
+        let mut plan = match plan::plan(&domain, request, settings.plan, usable_micros) {
+            Ok(plan) => plan,
+            Err(problem) => return Answer::Invalid(problem.to_string()),
+        };
+        let mut degraded = None;
+        let outcomes = if plan.group.checks.is_empty() {
+            Outcomes::new()
+        } else {
+            let timeout = usable.map_or(settings.store_timeout, |usable| usable.min(settings.store_timeout));
+            // Only a store that fails is asked again, and then by what is left of the plan's own group.
+            let group = std::mem::take(&mut plan.group);
+            let kept = Group { keys: SmallVec::new(), checks: group.checks.clone(), refused: group.refused };
+            let needs_keys = self.may_decide_locally(&domain, &plan);
+            let keys = if needs_keys { Some(group.keys.clone()) } else { None };
+            let answer = self.store.apply(group, arrival + timeout).await;
+            plan.group = kept;
+            match answer {
+                Ok(outcomes) => outcomes,
+                Err(error) => {
+                    plan.group.keys = keys.unwrap_or_default();
+                    match self.without_store(&domain, &plan, &error) {
+                        Ok((outcomes, by)) => {
+                            degraded = Some(by);
+                            outcomes
+                        }
+                        Err(reason) => return Answer::Unavailable(reason),
+                    }
+                }
+            }
+        };
+        let mut decision = decision::decide(&domain, &plan, &outcomes, settings.plan.shadow);
+        decision.degraded = degraded;
+        if decision.hold > 0 {
+            tokio::time::sleep(Duration::from_micros(decision.hold)).await;
+        }
+        Answer::Decided(Decided { decision, domain: Some(domain), overrides: plan.overrides })
+    }
+
+    fn may_decide_locally(&self, domain: &Domain, plan: &Plan) -> bool {
+        plan.descriptors.iter().any(|planned| on_store_failure(domain, planned) == OnStoreFailure::Local)
+    }
+
+    /// What the rules say for a store that gives no answer: a `deny` refuses whatever the others say; else one `error`
+    /// leaves the whole request without an answer; `allow` and `local` answer for their own limits.
+    fn without_store(&self, domain: &Domain, plan: &Plan, error: &StoreError) -> Result<(Outcomes, Degraded), String> {
+        let mut policies: SmallVec<[OnStoreFailure; 4]> = SmallVec::from_elem(OnStoreFailure::Allow, plan.group.checks.len());
+        for planned in &plan.descriptors {
+            for check in &planned.checks {
+                if plan.group.checks[check.check].mode != Mode::Shadow {
+                    policies[check.check] = on_store_failure(domain, planned);
+                }
+            }
+        }
+        let denies = policies.contains(&OnStoreFailure::Deny);
+        if policies.contains(&OnStoreFailure::Error) && !denies {
+            return Err(error.to_string());
+        }
+        let mut outcomes: Outcomes = plan
+            .group
+            .checks
+            .iter()
+            .zip(&policies)
+            .map(|(check, policy)| match policy {
+                OnStoreFailure::Deny => Outcome::Denied { remaining: 0, retry_after: RETRY_AFTER_DEGRADED },
+                _ => Outcome::Allowed { remaining: check.limit.capacity(), reset_after: 0, delay: 0 },
+            })
+            .collect();
+        let is_local = |place: &usize| policies[*place] == OnStoreFailure::Local;
+        let places: SmallVec<[usize; 4]> = (0..policies.len()).filter(is_local).collect();
+        if places.is_empty() {
+            return Ok((outcomes, if denies { Degraded::Deny } else { Degraded::Allow }));
+        }
+        let replicas = u64::from(self.shared.replicas.load(Ordering::Relaxed));
+        let mut local = Group { refused: plan.group.refused || denies, ..Group::default() };
+        for &place in &places {
+            let mut check = plan.group.checks[place];
+            check.limit = check.limit.scaled(1, replicas);
+            local.keys.push(plan.group.keys[place].clone());
+            local.checks.push(check);
+        }
+        for (place, outcome) in places.iter().zip(self.shared.local.decide(&local)) {
+            outcomes[*place] = outcome;
+        }
+        Ok((outcomes, if denies { Degraded::Deny } else { Degraded::Local }))
+    }
+}
+
+fn on_store_failure(domain: &Domain, planned: &Planned) -> OnStoreFailure {
+    planned.rule.map_or(domain.on_store_failure, |rule| domain.rule(rule).on_store_failure)
+}
+
+fn well_formed(request: &Request<'_>) -> Result<(), String> {
+    if request.domain.is_empty() {
+        return Err("rate limit domain must not be empty".to_owned());
+    }
+    if request.descriptors.is_empty() {
+        return Err("rate limit descriptor list must not be empty".to_owned());
+    }
+    if request.descriptors.len() > MAX_DESCRIPTORS {
+        let count = request.descriptors.len();
+        return Err(format!("{count} descriptors in one request; at most {MAX_DESCRIPTORS} are decided together"));
+    }
+    Ok(())
+}
+
+/// Every descriptor OK, without a limit.
+fn unknown_domain(request: &Request<'_>) -> Decision {
+    let status = decision::Status {
+        code: Code::Ok,
+        rule: None,
+        shadowed: false,
+        unlimited: false,
+        limits: SmallVec::new(),
+        shown: None,
+        cost: 0,
+    };
+    let statuses = SmallVec::from_elem(status, request.descriptors.len());
+    Decision { code: Code::Ok, statuses, limited_by: None, delay: 0, hold: 0, degraded: None }
+}

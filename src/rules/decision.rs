@@ -1,0 +1,172 @@
+//! From the outcomes of a plan's checks to the answer of the request.
+
+use smallvec::SmallVec;
+
+use super::plan::{Kind, Plan, PlannedCheck, Source, Verdict};
+use super::{Domain, RuleId, RuleLimit};
+use crate::limit::{Micros, Mode, Outcome, RetryAfter};
+
+/// The answer to one request. `limits` are grouped by descriptor, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    pub code: Code,
+    pub statuses: SmallVec<[Status; 2]>,
+    /// The descriptor whose rule refused the request; of several, the one with the longest retry time.
+    pub limited_by: Option<usize>,
+    /// How long the request should wait before it goes on: a leaky bucket's delay, in µs.
+    pub delay: Micros,
+    /// How long of that weir waits itself.
+    pub hold: Micros,
+    /// The store could not be asked; this says what answered instead.
+    pub degraded: Option<Degraded>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    Ok,
+    OverLimit,
+}
+
+/// Which `on_store_failure` answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Degraded {
+    Allow,
+    Deny,
+    Local,
+}
+
+impl Degraded {
+    pub fn name(self) -> &'static str {
+        match self {
+            Degraded::Allow => "allow",
+            Degraded::Deny => "deny",
+            Degraded::Local => "local",
+        }
+    }
+}
+
+/// The answer of one descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    pub code: Code,
+    pub rule: Option<RuleId>,
+    /// It would have been refused, but its rule only watches.
+    pub shadowed: bool,
+    pub unlimited: bool,
+    /// Every limit's part in it, blocks included.
+    pub limits: SmallVec<[LimitStatus; 2]>,
+    /// Which of `limits` stands for them all: refused, the one with the longest retry time; else the least remaining.
+    pub shown: Option<usize>,
+    /// Hits, weighted.
+    pub cost: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitStatus {
+    pub source: Source,
+    pub outcome: Outcome,
+}
+
+impl Status {
+    /// The outcome that stands for all limits.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.shown.map(|shown| self.limits[shown].outcome)
+    }
+
+    /// The limit that stands for all; a block shows the rule's limit that led to it, or the first.
+    pub fn limit<'a>(&self, domain: &'a Domain, overrides: &'a [RuleLimit]) -> Option<&'a RuleLimit> {
+        let shown = self.limits[self.shown?];
+        match shown.source {
+            Source::Rule(number) => domain.rule(self.rule?).limits.get(number),
+            Source::Override(number) => overrides.get(number),
+            Source::Block => domain.rule(self.rule?).limits.first(),
+        }
+    }
+
+    fn silent(kind: Kind, rule: Option<RuleId>, cost: u64) -> Status {
+        let code = if kind == Kind::Deny { Code::OverLimit } else { Code::Ok };
+        let unlimited = kind == Kind::Unlimited;
+        Status { code, rule, shadowed: false, unlimited, limits: SmallVec::new(), shown: None, cost }
+    }
+}
+
+/// Puts the outcomes of a plan's checks together. `shadow` is the switch that shadows everything: statuses tell the truth,
+/// the request is allowed.
+pub fn decide(domain: &Domain, plan: &Plan, outcomes: &[Outcome], shadow: bool) -> Decision {
+    let mut decision = Decision { code: Code::Ok, statuses: SmallVec::new(), limited_by: None, delay: 0, hold: 0, degraded: None };
+    let (mut quotas, mut quotas_over) = (0, 0);
+    for planned in &plan.descriptors {
+        let mut status = Status::silent(planned.kind, planned.rule, planned.cost);
+        if let Verdict::Allowed(_) = plan.verdict {
+            status.code = Code::Ok;
+        }
+        status.limits =
+            planned.checks.iter().map(|check| LimitStatus { source: check.source, outcome: outcomes[check.check] }).collect();
+        status.shown = shown(&status.limits);
+        let over = status.outcome().is_some_and(|outcome| !outcome.is_allowed());
+        if let Some(first) = planned.checks.first() {
+            let mode = plan.group.checks[first.check].mode;
+            let rule_shadows = mode == Mode::Shadow && !shadow
+                || planned.rule.is_some_and(|rule| domain.rule(rule).shadow && status_is_of_rule(first));
+            status.shadowed = over && rule_shadows;
+            status.code = if over && !rule_shadows { Code::OverLimit } else { Code::Ok };
+            if mode == Mode::Quota {
+                quotas += 1;
+                quotas_over += usize::from(over);
+            }
+        }
+        decision.statuses.push(status);
+    }
+    let quotas_refuse = quotas > 0 && quotas == quotas_over;
+    let refuses = |place: usize, status: &Status| {
+        let mode = plan.descriptors[place].checks.first().map_or(Mode::Enforce, |check| plan.group.checks[check.check].mode);
+        status.code == Code::OverLimit && (mode == Mode::Enforce || mode == Mode::Quota && quotas_refuse)
+    };
+    if !shadow {
+        let refusing = decision.statuses.iter().enumerate().filter(|(place, status)| refuses(*place, status));
+        decision.limited_by =
+            refusing.max_by_key(|(place, status)| (retry_after(status), std::cmp::Reverse(*place))).map(|(place, _)| place);
+    }
+    if decision.limited_by.is_some() {
+        decision.code = Code::OverLimit;
+        return decision;
+    }
+    for (planned, status) in plan.descriptors.iter().zip(&decision.statuses) {
+        for (check, limit) in planned.checks.iter().zip(&status.limits) {
+            let (Outcome::Allowed { delay, .. }, check) = (limit.outcome, &plan.group.checks[check.check]) else { continue };
+            if check.mode != Mode::Shadow {
+                decision.delay = decision.delay.max(delay);
+                if check.max_delay.is_some() {
+                    decision.hold = decision.hold.max(delay);
+                }
+            }
+        }
+    }
+    decision
+}
+
+fn status_is_of_rule(check: &PlannedCheck) -> bool {
+    !matches!(check.source, Source::Override(_))
+}
+
+/// A rule without a retry time (`deny`, or a cost that can never fit) waits longest of all.
+fn retry_after(status: &Status) -> RetryAfter {
+    match status.outcome() {
+        Some(Outcome::Denied { retry_after, .. }) => retry_after,
+        _ => RetryAfter::Never,
+    }
+}
+
+fn shown(limits: &[LimitStatus]) -> Option<usize> {
+    let refused = limits.iter().enumerate().filter_map(|(place, limit)| match limit.outcome {
+        Outcome::Denied { retry_after, .. } => Some((retry_after, std::cmp::Reverse(place))),
+        Outcome::Allowed { .. } => None,
+    });
+    match refused.max() {
+        Some((_, place)) => Some(place.0),
+        None => {
+            let counted = limits.iter().enumerate().filter(|(_, limit)| limit.source != Source::Block);
+            counted.min_by_key(|(_, limit)| limit.outcome.remaining()).map(|(place, _)| place)
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The name of a counter: what a person reads in redis-cli, and what two replicas must agree on.
+//!
+//! `<prefix>w1|<domain>|<entry>|<entry>|<algorithm>|<window>`, an entry being `key=value`, or `key~pattern` where all values of
+//! a pattern share one counter. `w1` is the version of the state behind it. The entry that says who the request is about stands in
+//! braces: it is the Redis Cluster hash tag, so that one subject's counters share a slot, and the memory store's shard.
+//! `%`, `|`, `{` and `}` are written `%XX`, in an entry's key also `=` and `~`: no two counters have one name, whatever
+//! bytes a caller sends. A part longer than [`MAX_PART`] is cut and ends in `%#` and its SHA-256; so does a name
+//! longer than [`MAX_KEY`].
+
+use ring::digest;
+
+use crate::limit::{Algorithm, DAY, HOUR, MINUTE, Micros, SECOND, Shape};
+
+/// The version of what the stores keep behind a key. Another version never reads this one's state.
+pub const STATE_VERSION: &str = "w1";
+/// The longest key or value of an entry that a counter's name spells out, in bytes.
+pub const MAX_PART: usize = 128;
+/// The longest name of a counter, in bytes, its prefix and domain aside.
+pub const MAX_KEY: usize = 1024;
+/// How much of an overlong part stays readable before its digest.
+const CUT: usize = 32;
+
+/// A counter's name.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Key(Vec<u8>);
+
+impl Key {
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The bytes between the first braces: what decides the cluster slot and the memory shard.
+    pub fn tag(&self) -> &[u8] {
+        let Some(open) = self.0.iter().position(|&byte| byte == b'{') else { return &self.0 };
+        let tag = &self.0[open + 1..];
+        match tag.iter().position(|&byte| byte == b'}') {
+            Some(close) => &tag[..close],
+            None => &self.0,
+        }
+    }
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0.escape_ascii())
+    }
+}
+
+/// One matched entry, as it stands in a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part<'a> {
+    pub key: &'a [u8],
+    pub value: &'a [u8],
+    /// The value is a pattern whose matches share one counter.
+    pub shared: bool,
+}
+
+/// What the keys of all of a domain's counters begin with.
+pub fn domain_prefix(prefix: &str, domain: &[u8]) -> Vec<u8> {
+    let mut text = format!("{prefix}{STATE_VERSION}|").into_bytes();
+    escape(&mut text, domain, false);
+    text
+}
+
+/// What the keys of all counters of this shape end with. A block's length is no part of it: a changed `block_for`
+/// still finds the block.
+pub fn shape_suffix(shape: Shape) -> Vec<u8> {
+    match shape.algorithm {
+        Algorithm::Penalty => format!("|{}", shape.algorithm.name()).into_bytes(),
+        algorithm => format!("|{}|{}", algorithm.name(), duration(shape.window)).into_bytes(),
+    }
+}
+
+/// The entries between prefix and suffix; `subject` is the index of the one that says who the request is about.
+pub fn entries<'a>(parts: impl Iterator<Item = Part<'a>>, subject: usize) -> Vec<u8> {
+    let mut text = Vec::with_capacity(64);
+    for (index, part) in parts.enumerate() {
+        text.extend_from_slice(if index == subject { b"|{" } else { b"|" });
+        escape(&mut text, part.key, true);
+        text.push(if part.shared { b'~' } else { b'=' });
+        escape(&mut text, part.value, false);
+        if index == subject {
+            text.push(b'}');
+        }
+    }
+    if text.len() > MAX_KEY {
+        let digest = digest_of(&text);
+        text.clear();
+        text.extend_from_slice(b"|{%#");
+        text.extend_from_slice(&digest);
+        text.push(b'}');
+    }
+    text
+}
+
+/// A whole name.
+pub fn key(domain_prefix: &[u8], entries: &[u8], shape_suffix: &[u8]) -> Key {
+    let mut text = Vec::with_capacity(domain_prefix.len() + entries.len() + shape_suffix.len());
+    text.extend_from_slice(domain_prefix);
+    text.extend_from_slice(entries);
+    text.extend_from_slice(shape_suffix);
+    Key(text)
+}
+
+fn escape(text: &mut Vec<u8>, part: &[u8], is_key: bool) {
+    let start = text.len();
+    let kept = if part.len() > MAX_PART { &part[..CUT] } else { part };
+    for &byte in kept {
+        let special = matches!(byte, b'%' | b'|' | b'{' | b'}') || is_key && matches!(byte, b'=' | b'~');
+        if special {
+            text.extend_from_slice(format!("%{byte:02X}").as_bytes());
+        } else {
+            text.push(byte);
+        }
+    }
+    if part.len() > MAX_PART {
+        text.extend_from_slice(b"%#");
+        text.extend_from_slice(&digest_of(part));
+    }
+    debug_assert!(text.len() - start <= 3 * MAX_PART);
+}
+
+fn digest_of(bytes: &[u8]) -> Vec<u8> {
+    digest::digest(&digest::SHA256, bytes).as_ref().iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect()
+}
+
+/// A duration in the largest unit that divides it: `60s` is `1m`, 90 s is `90s`.
+pub fn duration(micros: Micros) -> String {
+    let units = [(DAY, "d"), (HOUR, "h"), (MINUTE, "m"), (SECOND, "s"), (1_000, "ms"), (1, "us")];
+    let (unit, name) = units.into_iter().find(|(unit, _)| micros.is_multiple_of(*unit)).unwrap_or((1, "us"));
+    format!("{}{name}", micros / unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(parts: &[(&str, &str)], subject: usize) -> String {
+        let parts = parts.iter().map(|(key, value)| Part { key: key.as_bytes(), value: value.as_bytes(), shared: false });
+        let shape = Shape { algorithm: Algorithm::FixedWindow, window: MINUTE };
+        let key = key(&domain_prefix("", b"api"), &entries(parts, subject), &shape_suffix(shape));
+        format!("{key:?}")
+    }
+
+    #[test]
+    fn a_key_reads_as_its_entries() {
+        assert_eq!(text(&[("path", "/a:b=c"), ("user_id", "u1")], 1), "w1|api|path=/a:b=c|{user_id=u1}|fixed_window|1m");
+    }
+
+    #[test]
+    fn joined_text_never_makes_two_counters_one() {
+        let pairs: [&[(&str, &str)]; 8] = [
+            &[("a", "b=c")],
+            &[("a=b", "c")],
+            &[("a", "b|c=d")],
+            &[("a", "b"), ("c", "d")],
+            &[("a", "b%7Cc=d")],
+            &[("a", "b}")],
+            &[("a", "")],
+            &[("a~b", "c")],
+        ];
+        let mut seen: Vec<String> = pairs.iter().map(|parts| text(parts, 0)).collect();
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), pairs.len());
+    }
+
+    #[test]
+    fn a_pattern_is_no_literal_value() {
+        let part = |shared| entries([Part { key: b"path", value: b"/a*", shared }].into_iter(), 0);
+        assert_ne!(part(true), part(false));
+    }
+
+    #[test]
+    fn length_is_bounded_and_long_values_stay_apart() {
+        let long = |last: char| format!("{}{last}", "x".repeat(100_000));
+        let (a, b) = (text(&[("k", &long('a'))], 0), text(&[("k", &long('b'))], 0));
+        assert_ne!(a, b);
+        assert!(a.len() < 300, "{a}");
+        let many: Vec<(String, String)> = (0..5000).map(|n| (format!("k{n}"), "v".into())).collect();
+        let parts = many.iter().map(|(k, v)| Part { key: k.as_bytes(), value: v.as_bytes(), shared: false });
+        assert!(entries(parts, 0).len() <= MAX_KEY);
+    }
+
+    #[test]
+    fn the_tag_is_the_subject() {
+        let parts = [Part { key: b"p{", value: b"}", shared: false }, Part { key: b"user", value: b"u{1}", shared: false }];
+        let key = key(b"w1|d", &entries(parts.into_iter(), 1), b"|x");
+        assert_eq!(key.tag(), b"user=u%7B1%7D");
+    }
+
+    #[test]
+    fn durations_use_their_largest_unit() {
+        let texts = [60 * SECOND, 90 * SECOND, 7 * DAY, 1_500, 250_000].map(duration);
+        assert_eq!(texts, ["1m", "90s", "7d", "1500us", "250ms"]);
+    }
+}

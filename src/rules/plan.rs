@@ -1,0 +1,354 @@
+//! From a request to the checks that decide it: finds the rules, applies `replaces`, `allow`, `deny` and overrides, and merges
+//! checks of one counter.
+
+use std::collections::HashMap;
+
+use smallvec::SmallVec;
+
+use super::key::{self, Key, Part};
+use super::request::{Descriptor, LimitOverride, Request};
+use super::tree::Match;
+use super::{ChargeRule, Domain, Rule, RuleId, RuleLimit, Unit};
+use crate::limit::{Algorithm, Charge, Check, Limit, Micros, Mode, Operation};
+
+/// From this many checks on, equal counters are found by a map rather than by looking along the list.
+const MAP_FROM: usize = 16;
+
+/// The checks of one request that are decided atomically; `keys[i]` is the counter of `checks[i]`. Refunds come first, and only
+/// a refund's key may occur once more.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Group {
+    pub keys: SmallVec<[Key; 2]>,
+    pub checks: SmallVec<[Check; 2]>,
+    /// The request is refused whatever the checks say: only refunds and what is always charged are counted.
+    pub refused: bool,
+}
+
+/// What a request comes to before its counters are read.
+#[derive(Debug)]
+pub struct Plan {
+    pub group: Group,
+    /// One for each descriptor, in order.
+    pub descriptors: SmallVec<[Planned; 2]>,
+    /// Limits that came with the request; [`Source::Override`] counts into it.
+    pub overrides: Vec<RuleLimit>,
+    pub verdict: Verdict,
+}
+
+/// What the rules alone say about the whole request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The counters decide.
+    Counted,
+    /// An `allow` rule answers OK and nothing is counted.
+    Allowed(RuleId),
+    /// A `deny` rule of this descriptor refuses.
+    Denied { descriptor: usize, rule: RuleId },
+}
+
+/// What applies to one descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    pub rule: Option<RuleId>,
+    pub kind: Kind,
+    /// Its checks in the group.
+    pub checks: SmallVec<[PlannedCheck; 2]>,
+    /// Hits, weighted.
+    pub cost: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No rule, or none that has anything to say.
+    Unmatched,
+    /// Dropped because another rule of the request replaces it.
+    Replaced,
+    Unlimited,
+    Allow,
+    Deny,
+    Limited,
+}
+
+/// A check of a descriptor: its place in the group, and the limit behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlannedCheck {
+    pub check: usize,
+    pub source: Source,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The rule's limit of this place.
+    Rule(usize),
+    /// The plan's override of this place.
+    Override(usize),
+    /// The rule's `block_for`.
+    Block,
+}
+
+/// What the settings say about all rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct PlanSettings {
+    pub shadow: bool,
+    pub quota: bool,
+    pub charge: ChargeRule,
+}
+
+/// Why a request cannot be planned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    #[error("descriptor {descriptor}: limit override has unknown unit {unit}; use 1 (second) to 7 (week)")]
+    UnknownUnit { descriptor: usize, unit: i32 },
+    #[error("descriptor {descriptor}: limit override of {requests} requests: {reason}")]
+    BadOverride { descriptor: usize, requests: u32, reason: crate::limit::LimitError },
+}
+
+/// Plans a request. `patience` is how long an answer may be held back, in µs, by the caller's deadline.
+///
+/// # Errors
+/// For a limit override that is no limit.
+pub fn plan(domain: &Domain, request: &Request<'_>, settings: PlanSettings, patience: Option<Micros>) -> Result<Plan, PlanError> {
+    let found: SmallVec<[Option<Match<'_>>; 2]> =
+        request.descriptors.iter().map(|descriptor| domain.tree.find(&descriptor.entries)).collect();
+    let rules = || found.iter().map(|found| found.as_ref().map(|found| domain.rule(found.rule)));
+    let replaced = |rule: &Rule| {
+        rule.name.as_ref().is_some_and(|name| rules().flatten().any(|other| other.replaces.iter().any(|one| one == name)))
+    };
+    let kinds: SmallVec<[Kind; 2]> = (request.descriptors.iter().zip(rules()))
+        .map(|(descriptor, rule)| match rule {
+            None if descriptor.limit.is_some() && !descriptor.entries.is_empty() => Kind::Limited,
+            None => Kind::Unmatched,
+            Some(rule) if rule.deny && !rule.shadow => {
+                if replaced(rule) {
+                    Kind::Replaced
+                } else {
+                    Kind::Deny
+                }
+            }
+            Some(rule) if rule.allow && !rule.shadow => {
+                if replaced(rule) {
+                    Kind::Replaced
+                } else {
+                    Kind::Allow
+                }
+            }
+            Some(_) if descriptor.limit.is_some() => Kind::Limited,
+            Some(rule) if rule.unlimited => Kind::Unlimited,
+            Some(rule) if replaced(rule) => Kind::Replaced,
+            Some(rule) if rule.limits.is_empty() => Kind::Unmatched,
+            Some(_) => Kind::Limited,
+        })
+        .collect();
+    let verdict = verdict(&kinds, &found, settings);
+    let mut planner = Planner {
+        domain,
+        hits_addend: request.hits_addend,
+        settings,
+        patience,
+        group: Group::default(),
+        index: HashMap::default(),
+        overrides: Vec::new(),
+    };
+    planner.group.refused = matches!(verdict, Verdict::Denied { .. });
+    let mut descriptors: SmallVec<[Planned; 2]> = SmallVec::with_capacity(kinds.len());
+    for (place, ((descriptor, found), kind)) in request.descriptors.iter().zip(&found).zip(kinds).enumerate() {
+        let rule = found.as_ref().map(|found| found.rule);
+        let cost = planner.cost(descriptor);
+        let mut planned = Planned { rule, kind, checks: SmallVec::new(), cost };
+        if kind == Kind::Limited && !matches!(verdict, Verdict::Allowed(_)) {
+            planner.add(place, descriptor, found.as_ref(), &mut planned)?;
+        }
+        descriptors.push(planned);
+    }
+    let Planner { mut group, overrides, .. } = planner;
+    refunds_first(&mut group, &mut descriptors);
+    Ok(Plan { group, descriptors, overrides, verdict })
+}
+
+/// `deny` beats `allow`; the first of either counts.
+fn verdict(kinds: &[Kind], found: &[Option<Match<'_>>], settings: PlanSettings) -> Verdict {
+    let first = |wanted: Kind| {
+        let place = kinds.iter().position(|&kind| kind == wanted)?;
+        found[place].as_ref().map(|found| (place, found.rule))
+    };
+    match (first(Kind::Deny), first(Kind::Allow)) {
+        (Some((descriptor, rule)), _) if !settings.shadow => Verdict::Denied { descriptor, rule },
+        (_, Some((_, rule))) => Verdict::Allowed(rule),
+        _ => Verdict::Counted,
+    }
+}
+
+struct Planner<'a> {
+    domain: &'a Domain,
+    hits_addend: u32,
+    settings: PlanSettings,
+    patience: Option<Micros>,
+    group: Group,
+    /// Places of counters, once there are many: by key and whether the check is a refund.
+    index: HashMap<(Key, bool), usize, foldhash::fast::RandomState>,
+    overrides: Vec<RuleLimit>,
+}
+
+impl Planner<'_> {
+    fn cost(&self, descriptor: &Descriptor<'_>) -> u64 {
+        descriptor.hits.unwrap_or(u64::from(self.hits_addend.max(1)))
+    }
+
+    fn add(
+        &mut self,
+        place: usize,
+        descriptor: &Descriptor<'_>,
+        found: Option<&Match<'_>>,
+        planned: &mut Planned,
+    ) -> Result<(), PlanError> {
+        let domain = self.domain;
+        let entries = match found {
+            Some(found) => self.entries(found.parts.iter().copied()),
+            None => self.entries(descriptor.entries.iter().map(|entry| Part { key: entry.key, value: entry.value, shared: false })),
+        };
+        let rule = found.map(|found| domain.rule(found.rule));
+        let owner = u16::try_from(self.group.checks.len()).unwrap_or(u16::MAX);
+        if let Some(limit) = descriptor.limit {
+            let limit = override_limit(place, limit, rule)?;
+            let mut check = self.check(descriptor, &limit, planned.cost, Mode::Enforce, owner);
+            if self.settings.shadow {
+                check.mode = Mode::Shadow;
+            }
+            let key = key::key(&domain.key_prefix, &entries, &limit.key_suffix);
+            self.overrides.push(limit);
+            let check = self.merge(key, check);
+            planned.checks.push(PlannedCheck { check, source: Source::Override(self.overrides.len() - 1) });
+            return Ok(());
+        }
+        let Some(rule) = rule else { return Ok(()) };
+        let mode = match rule {
+            _ if self.settings.shadow || rule.shadow => Mode::Shadow,
+            _ if self.settings.quota || rule.quota => Mode::Quota,
+            _ => Mode::Enforce,
+        };
+        let mut owner = owner;
+        for (number, limit) in rule.limits.iter().enumerate() {
+            let check = self.check(descriptor, limit, planned.cost, mode, owner);
+            let key = key::key(&domain.key_prefix, &entries, &limit.key_suffix);
+            let check = self.merge(key, check);
+            owner = self.group.checks[check].owner;
+            planned.checks.push(PlannedCheck { check, source: Source::Rule(number) });
+        }
+        if let Some(block) = rule.block.as_ref().filter(|_| mode == Mode::Enforce && !descriptor.is_negative_hits) {
+            let key = key::key(&domain.key_prefix, &entries, &block.key_suffix);
+            let operation = if planned.cost == 0 { Operation::Look } else { Operation::Take };
+            let check = Check { limit: block.limit, operation, cost: 0, mode, charge: Charge::Admitted, max_delay: None, owner };
+            let check = self.merge(key, check);
+            planned.checks.push(PlannedCheck { check, source: Source::Block });
+        }
+        Ok(())
+    }
+
+    fn entries<'p>(&self, parts: impl Iterator<Item = Part<'p>> + Clone) -> Vec<u8> {
+        let named = |name: &[u8]| parts.clone().position(|part| part.key == name);
+        let subject = self.domain.subject.iter().find_map(|name| named(name)).unwrap_or(0);
+        key::entries(parts, subject)
+    }
+
+    fn check(&self, descriptor: &Descriptor<'_>, limit: &RuleLimit, cost: u64, mode: Mode, owner: u16) -> Check {
+        let rule = limit.charge.unwrap_or(self.settings.charge);
+        let has_own_hits = descriptor.hits.is_some();
+        let (operation, charge) = match rule {
+            _ if descriptor.is_negative_hits => (Operation::Refund, Charge::Admitted),
+            _ if cost == 0 => (Operation::Look, Charge::Admitted),
+            ChargeRule::Auto | ChargeRule::Always if has_own_hits => (Operation::Report, Charge::Always),
+            ChargeRule::Always => (Operation::Take, Charge::Always),
+            ChargeRule::Auto | ChargeRule::Admitted => (Operation::Take, Charge::Admitted),
+        };
+        let max_delay = limit.max_wait.map(|max_wait| self.patience.map_or(max_wait, |patience| patience.min(max_wait)));
+        Check { limit: limit.limit, operation, cost, mode, charge, max_delay, owner }
+    }
+
+    /// Adds a check, or adds it to the one of the same counter: costs summed, one outcome for both.
+    fn merge(&mut self, key: Key, check: Check) -> usize {
+        let is_refund = check.operation == Operation::Refund;
+        let group = &mut self.group;
+        if group.checks.len() == MAP_FROM && self.index.is_empty() {
+            let known = group.keys.iter().zip(&group.checks).enumerate();
+            self.index = known.map(|(place, (key, check))| ((key.clone(), check.operation == Operation::Refund), place)).collect();
+        }
+        let same = |(other, known): (&Key, &Check)| *other == key && (known.operation == Operation::Refund) == is_refund;
+        let known = match group.checks.len() {
+            0..MAP_FROM => group.keys.iter().zip(&group.checks).position(same),
+            _ => self.index.get(&(key.clone(), is_refund)).copied(),
+        };
+        match known {
+            Some(place) => {
+                merge_into(&mut group.checks[place], check);
+                place
+            }
+            None => {
+                if !self.index.is_empty() {
+                    self.index.insert((key.clone(), is_refund), group.checks.len());
+                }
+                group.keys.push(key);
+                group.checks.push(check);
+                group.checks.len() - 1
+            }
+        }
+    }
+}
+
+/// One outcome for both: the stricter of two sizes, mode, operation and charge.
+fn merge_into(known: &mut Check, other: Check) {
+    if (other.limit.requests(), other.limit.burst()) < (known.limit.requests(), known.limit.burst()) {
+        known.limit = other.limit;
+    }
+    known.cost = known.cost.saturating_add(other.cost);
+    known.mode = match (known.mode, other.mode) {
+        (Mode::Enforce, _) | (_, Mode::Enforce) => Mode::Enforce,
+        (Mode::Quota, _) | (_, Mode::Quota) => Mode::Quota,
+        _ => Mode::Shadow,
+    };
+    known.operation = match (known.operation, other.operation) {
+        (Operation::Take, _) | (_, Operation::Take) => Operation::Take,
+        (Operation::Report, _) | (_, Operation::Report) => Operation::Report,
+        (same, _) => same,
+    };
+    if other.charge == Charge::Always {
+        known.charge = Charge::Always;
+    }
+    known.max_delay = match (known.max_delay, other.max_delay) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+}
+
+/// The limit of a request-level override: by the algorithm of the rule that it replaces, else fixed_window.
+fn override_limit(descriptor: usize, given: LimitOverride, rule: Option<&Rule>) -> Result<RuleLimit, PlanError> {
+    let unit = Unit::from_number(given.unit).ok_or(PlanError::UnknownUnit { descriptor, unit: given.unit })?;
+    let window = unit.window() * u64::from(given.unit_multiplier.unwrap_or(1).max(1));
+    let algorithm = rule.and_then(|rule| rule.limits.first()).map_or(Algorithm::FixedWindow, |first| first.limit.algorithm());
+    let requests = given.requests_per_unit;
+    let limit = Limit::new(algorithm, u64::from(requests), window, None);
+    let limit = limit.map_err(|reason| PlanError::BadOverride { descriptor, requests, reason })?;
+    let mut limit = RuleLimit::new(limit, rule.map_or("override", Rule::label));
+    if let Some(first) = rule.and_then(|rule| rule.limits.first()) {
+        limit.charge = first.charge;
+        limit.max_wait = first.max_wait;
+    }
+    Ok(limit)
+}
+
+/// Refunds are committed whatever the rest says, so stores take them before they read the other checks.
+fn refunds_first(group: &mut Group, descriptors: &mut [Planned]) {
+    if group.checks.iter().all(|check| check.operation != Operation::Refund) {
+        return;
+    }
+    let mut order: Vec<usize> = (0..group.checks.len()).collect();
+    order.sort_by_key(|&place| group.checks[place].operation != Operation::Refund);
+    let mut new_place = vec![0; order.len()];
+    for (new, &old) in order.iter().enumerate() {
+        new_place[old] = new;
+    }
+    group.keys = order.iter().map(|&place| group.keys[place].clone()).collect();
+    group.checks = order.iter().map(|&place| group.checks[place]).collect();
+    for check in descriptors.iter_mut().flat_map(|planned| &mut planned.checks) {
+        check.check = new_place[check.check];
+    }
+}

@@ -1,0 +1,344 @@
+//! Finds the rule of a descriptor: per level the exact value, then patterns in declaration order, then the key alone. No
+//! backtracking, equal depth. Keys and values are looked up as a pair and never joined. What a level costs does not grow with
+//! the number of its exact values, one_of values or networks; wildcards and regular expressions are tried as one set.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use foldhash::fast::RandomState;
+use ipnet::IpNet;
+use regex::bytes::{Regex, RegexSet};
+use smallvec::SmallVec;
+
+use super::RuleId;
+use super::key::Part;
+use super::request::Entry;
+
+/// From this many wildcards and regular expressions on one key, they are compiled into sets.
+const SET_FROM: usize = 8;
+/// Patterns in one set: bounds the memory of its automaton.
+const SET_SIZE: usize = 512;
+
+/// How a descriptor's value is matched.
+#[derive(Clone, Debug)]
+pub enum Pattern {
+    /// Literal pieces with anything in between.
+    Wildcard(Vec<Box<[u8]>>),
+    OneOf(Vec<Box<[u8]>>),
+    /// The value is an address in this network.
+    Cidr(IpNet),
+    /// Found anywhere in the value, unless anchored.
+    Regex(Regex),
+}
+
+impl Pattern {
+    /// `text` split at its asterisks.
+    pub fn wildcard(text: &str) -> Pattern {
+        Pattern::Wildcard(text.split('*').map(|piece| piece.as_bytes().into()).collect())
+    }
+
+    fn matches(&self, value: &[u8]) -> bool {
+        match self {
+            Pattern::Wildcard(pieces) => wildcard_matches(pieces, value),
+            Pattern::OneOf(values) => values.iter().any(|one| **one == *value),
+            Pattern::Cidr(network) => address(value).is_some_and(|address| network.contains(&address)),
+            Pattern::Regex(regex) => regex.is_match(value),
+        }
+    }
+
+    fn as_regex(&self) -> Option<String> {
+        match self {
+            Pattern::Wildcard(pieces) => {
+                let literal = |piece: &[u8]| piece.iter().map(|byte| format!("\\x{byte:02x}")).collect::<String>();
+                let pieces: Vec<String> = pieces.iter().map(|piece| literal(piece)).collect();
+                Some(format!("(?s-u:^{}$)", pieces.join(".*")))
+            }
+            Pattern::Regex(regex) => Some(regex.as_str().to_owned()),
+            Pattern::OneOf(_) | Pattern::Cidr(_) => None,
+        }
+    }
+}
+
+fn wildcard_matches(pieces: &[Box<[u8]>], value: &[u8]) -> bool {
+    let [first, middle @ .., last] = pieces else {
+        return pieces.first().is_some_and(|only| **only == *value);
+    };
+    let Some(rest) = value.strip_prefix(&**first).and_then(|rest| rest.strip_suffix(&**last)) else { return false };
+    let mut rest = rest;
+    for piece in middle {
+        let found = if piece.is_empty() { Some(0) } else { rest.windows(piece.len()).position(|window| *window == **piece) };
+        match found {
+            Some(at) => rest = &rest[at + piece.len()..],
+            None => return false,
+        }
+    }
+    true
+}
+
+fn address(value: &[u8]) -> Option<IpAddr> {
+    std::str::from_utf8(value).ok()?.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+/// Which values of a key a descriptor stands for.
+#[derive(Clone, Debug)]
+pub enum Matcher {
+    /// The key alone.
+    Any,
+    Exact(Box<[u8]>),
+    /// `text` is how the rule writes it; a shared pattern's matches have one counter, named by it.
+    Pattern {
+        pattern: Pattern,
+        text: Box<[u8]>,
+        shared: bool,
+    },
+}
+
+/// A level of the tree: what may follow, and the rule that ends here.
+#[derive(Debug, Default)]
+pub struct Node {
+    pub rule: Option<RuleId>,
+    keys: HashMap<Box<[u8]>, Branch, RandomState>,
+}
+
+#[derive(Debug, Default)]
+struct Branch {
+    exact: HashMap<Box<[u8]>, Node, RandomState>,
+    patterns: Vec<PatternNode>,
+    index: PatternIndex,
+    any: Option<Box<Node>>,
+}
+
+#[derive(Debug)]
+struct PatternNode {
+    pattern: Pattern,
+    text: Box<[u8]>,
+    shared: bool,
+    node: Node,
+}
+
+/// What [`Node::seal`] makes of a branch's patterns, each by its place in the declaration order.
+#[derive(Debug, Default)]
+struct PatternIndex {
+    one_of: HashMap<Box<[u8]>, usize, RandomState>,
+    networks: HashMap<IpNet, usize, RandomState>,
+    /// Prefix lengths that occur, IPv4 and IPv6 apart.
+    v4_lengths: Vec<u8>,
+    v6_lengths: Vec<u8>,
+    /// Few wildcards and expressions: tried one by one.
+    singles: Vec<usize>,
+    /// Many: the set, and each member's place.
+    sets: Vec<(RegexSet, Vec<usize>)>,
+}
+
+/// The rule of a descriptor, and its entries as they stand in counter keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Match<'a> {
+    pub rule: RuleId,
+    pub parts: SmallVec<[Part<'a>; 4]>,
+}
+
+impl Node {
+    /// The node below this one for a key and matcher, made if it is not there; the flag says that it is new. A pattern is the
+    /// same if its text is.
+    pub fn child(&mut self, key: &str, matcher: Matcher) -> (&mut Node, bool) {
+        let branch = self.keys.entry(key.as_bytes().into()).or_default();
+        match matcher {
+            Matcher::Any => {
+                let is_new = branch.any.is_none();
+                (branch.any.get_or_insert_default(), is_new)
+            }
+            Matcher::Exact(value) => {
+                let is_new = !branch.exact.contains_key(&value);
+                (branch.exact.entry(value).or_default(), is_new)
+            }
+            Matcher::Pattern { pattern, text, shared } => {
+                let known = branch.patterns.iter().position(|known| known.text == text);
+                let index = known.unwrap_or(branch.patterns.len());
+                if known.is_none() {
+                    branch.patterns.push(PatternNode { pattern, text, shared, node: Node::default() });
+                }
+                (&mut branch.patterns[index].node, known.is_none())
+            }
+        }
+    }
+
+    /// Has nothing below it.
+    pub fn is_leaf(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Prepares the patterns of the whole tree for look-up; to be called once, when everything is in.
+    ///
+    /// # Errors
+    /// When a set of patterns is too large to compile; names them.
+    pub fn seal(&mut self) -> Result<(), regex::Error> {
+        for branch in self.keys.values_mut() {
+            branch.index = PatternIndex::new(&branch.patterns)?;
+            for node in branch.exact.values_mut().chain(branch.any.as_deref_mut()) {
+                node.seal()?;
+            }
+            for pattern in &mut branch.patterns {
+                pattern.node.seal()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The rule at exactly this path.
+    pub fn find<'a>(&'a self, entries: &[Entry<'a>]) -> Option<Match<'a>> {
+        let mut node = self;
+        let mut parts = SmallVec::with_capacity(entries.len());
+        for entry in entries {
+            let branch = node.keys.get(entry.key)?;
+            let (next, part) = branch.find(entry)?;
+            node = next;
+            parts.push(part);
+        }
+        node.rule.map(|rule| Match { rule, parts })
+    }
+}
+
+impl Branch {
+    fn find<'a>(&'a self, entry: &Entry<'a>) -> Option<(&'a Node, Part<'a>)> {
+        let literal = Part { key: entry.key, value: entry.value, shared: false };
+        if let Some(node) = self.exact.get(entry.value) {
+            return Some((node, literal));
+        }
+        if let Some(place) = self.index.first(&self.patterns, entry.value) {
+            let found = &self.patterns[place];
+            let part = if found.shared { Part { value: &found.text, shared: true, ..literal } } else { literal };
+            return Some((&found.node, part));
+        }
+        self.any.as_deref().map(|node| (node, literal))
+    }
+}
+
+impl PatternIndex {
+    fn new(patterns: &[PatternNode]) -> Result<PatternIndex, regex::Error> {
+        let mut index = PatternIndex::default();
+        let mut expressions = Vec::new();
+        for (place, node) in patterns.iter().enumerate() {
+            match &node.pattern {
+                Pattern::OneOf(values) => {
+                    for value in values {
+                        index.one_of.entry(value.clone()).or_insert(place);
+                    }
+                }
+                Pattern::Cidr(network) => {
+                    index.networks.entry(network.trunc()).or_insert(place);
+                    let lengths = if network.addr().is_ipv4() { &mut index.v4_lengths } else { &mut index.v6_lengths };
+                    if !lengths.contains(&network.prefix_len()) {
+                        lengths.push(network.prefix_len());
+                    }
+                }
+                Pattern::Wildcard(_) | Pattern::Regex(_) => expressions.push(place),
+            }
+        }
+        if expressions.len() < SET_FROM {
+            index.singles = expressions;
+            return Ok(index);
+        }
+        for places in expressions.chunks(SET_SIZE) {
+            let set = RegexSet::new(places.iter().filter_map(|&place| patterns[place].pattern.as_regex()))?;
+            index.sets.push((set, places.to_vec()));
+        }
+        Ok(index)
+    }
+
+    /// The first pattern in declaration order that matches.
+    fn first(&self, patterns: &[PatternNode], value: &[u8]) -> Option<usize> {
+        if patterns.is_empty() {
+            return None;
+        }
+        let one_of = self.one_of.get(value).copied();
+        let network = if self.networks.is_empty() { None } else { self.network(value) };
+        let single = self.singles.iter().copied().find(|&place| patterns[place].pattern.matches(value));
+        let in_set = self.sets.iter().find_map(|(set, places)| set.matches(value).iter().next().map(|member| places[member]));
+        [one_of, network, single, in_set].into_iter().flatten().min()
+    }
+
+    fn network(&self, value: &[u8]) -> Option<usize> {
+        let address = address(value)?;
+        let lengths = if address.is_ipv4() { &self.v4_lengths } else { &self.v6_lengths };
+        let of_length = |length: &u8| {
+            let network = IpNet::new(address, *length).ok()?.trunc();
+            self.networks.get(&network).copied()
+        };
+        lengths.iter().filter_map(of_length).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(key: &'static str, value: &'static str) -> Entry<'static> {
+        Entry { key: key.as_bytes(), value: value.as_bytes() }
+    }
+
+    fn pattern(text: &str, pattern: Pattern) -> Matcher {
+        Matcher::Pattern { pattern, text: text.as_bytes().into(), shared: false }
+    }
+
+    fn tree(patterns: Vec<Matcher>) -> Node {
+        let mut root = Node::default();
+        for (id, matcher) in patterns.into_iter().enumerate() {
+            root.child("k", matcher).0.rule = Some(RuleId(u32::try_from(id).expect("few")));
+        }
+        root.seal().expect("compiles");
+        root
+    }
+
+    fn found(root: &Node, value: &'static str) -> Option<u32> {
+        root.find(&[entry("k", value)]).map(|found| found.rule.0)
+    }
+
+    #[test]
+    fn exact_then_patterns_in_order_then_the_key() {
+        let root = tree(vec![
+            Matcher::Any,
+            pattern("a*", Pattern::wildcard("a*")),
+            pattern("ab*", Pattern::wildcard("ab*")),
+            Matcher::Exact(b"abc"[..].into()),
+        ]);
+        assert_eq!([found(&root, "abc"), found(&root, "abd"), found(&root, "zzz")], [Some(3), Some(1), Some(0)]);
+    }
+
+    #[test]
+    fn sets_find_what_single_patterns_find() {
+        let texts: Vec<String> = (0..1500).map(|n| format!("*/v{n}/*/x{n}")).collect();
+        let root = tree(texts.iter().map(|text| pattern(text, Pattern::wildcard(text))).collect());
+        assert_eq!(found(&root, "a/v7/b/x7"), Some(7));
+        assert_eq!(found(&root, "a/v1499/b/x1499"), Some(1499));
+        assert_eq!(found(&root, "a/v7/b/x8"), None);
+    }
+
+    #[test]
+    fn wildcards_cover_every_byte_once() {
+        let matches = |text: &str, value: &str| Pattern::wildcard(text).matches(value.as_bytes());
+        assert!(matches("*", "") && matches("a*", "a") && matches("a*b*c", "abc") && matches("a*b*c", "a--b--c"));
+        assert!(!matches("ab*bc", "abc") && !matches("a*b*c", "acb") && !matches("a*", "ba"));
+        let set = RegexSet::new([Pattern::wildcard("ab*bc").as_regex().expect("an expression")]).expect("compiles");
+        assert!(!set.is_match(b"abc") && set.is_match(b"ab\xff\nbc"));
+    }
+
+    #[test]
+    fn networks_match_addresses_of_their_family() {
+        let network = |text: &str| pattern(text, Pattern::Cidr(text.parse().expect("a network")));
+        let root = tree(vec![network("10.0.0.0/8"), network("10.1.0.0/16"), network("2001:db8::/32")]);
+        assert_eq!([found(&root, "10.1.2.3"), found(&root, "::ffff:10.1.2.3")], [Some(0), Some(0)]);
+        assert_eq!([found(&root, "2001:db8::1"), found(&root, "11.0.0.1"), found(&root, "10.1")], [Some(2), None, None]);
+    }
+
+    #[test]
+    fn depth_must_be_equal_and_pairs_are_never_joined() {
+        let mut root = Node::default();
+        let (first, is_new) = root.child("a", Matcher::Exact(b"b_c"[..].into()));
+        assert!(is_new);
+        first.child("d", Matcher::Any).0.rule = Some(RuleId(0));
+        root.seal().expect("compiles");
+        assert!(root.find(&[entry("a", "b_c"), entry("d", "1")]).is_some());
+        assert!(root.find(&[entry("a", "b_c")]).is_none() && root.find(&[entry("a_b", "c"), entry("d", "1")]).is_none());
+        assert!(root.find(&[entry("a", "b_c"), entry("d", "1"), entry("e", "2")]).is_none());
+    }
+}

@@ -1,0 +1,189 @@
+//! Counters in this process's memory, for one replica and as the fallback of a store that is away.
+//!
+//! Sharded by subject; a request locks its shards in ascending order, so that all its checks are decided at once. Expired
+//! counters go as others are used (a few are looked at on every call) and by [`MemoryStore::sweep`]; what a caller invents is
+//! bounded by `max_counters`: when a shard is full, the counter that expires soonest of a small sample makes room.
+
+use foldhash::fast::RandomState;
+use indexmap::IndexMap;
+use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::time::Instant;
+
+use super::{Clock, Group, Outcomes, Store, StoreError};
+use crate::limit::{Micros, Operation, State, decide};
+use crate::rules::key::Key;
+
+/// Locks to share the counters among; more than a machine has cores, so that they are seldom waited for.
+const SHARDS: usize = 64;
+/// Counters looked at for expiry on every call. Two a call outpaces the at most few that a call creates.
+const SWEPT_PER_CALL: usize = 2;
+/// Counters compared when a full shard must lose one.
+const EVICTION_SAMPLE: usize = 8;
+/// A shard with fewer slots than this is not worth shrinking.
+const MIN_CAPACITY: usize = 64;
+/// The bound on live counters unless a setting says otherwise: about 200 MB at 200 bytes each.
+pub const DEFAULT_MAX_COUNTERS: usize = 1_000_000;
+
+/// A store in memory.
+pub struct MemoryStore {
+    shards: Box<[Mutex<Shard>]>,
+    hasher: RandomState,
+    clock: Clock,
+    max_per_shard: usize,
+    evicted: AtomicU64,
+}
+
+#[derive(Default)]
+struct Shard {
+    counters: IndexMap<Key, Counter, RandomState>,
+    /// The next counter to look at for expiry.
+    cursor: usize,
+}
+
+struct Counter {
+    state: State,
+    expires: Micros,
+}
+
+impl MemoryStore {
+    pub fn new(clock: Clock, max_counters: usize) -> MemoryStore {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        let max_per_shard = max_counters.div_ceil(SHARDS).max(1);
+        MemoryStore { shards, hasher: RandomState::default(), clock, max_per_shard, evicted: AtomicU64::new(0) }
+    }
+
+    /// Live and not yet swept counters.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().counters.len()).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Live counters dropped because the store was full, since the start.
+    pub fn evicted(&self) -> u64 {
+        self.evicted.load(Ordering::Relaxed)
+    }
+
+    /// Drops every expired counter and gives back the room they took.
+    pub fn sweep(&self) {
+        let now = self.clock.now();
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            shard.counters.retain(|_, counter| counter.expires > now);
+            shard.shrink();
+        }
+    }
+
+    /// The live state of a counter.
+    pub fn state(&self, key: &Key) -> Option<State> {
+        let now = self.clock.now();
+        let shard = self.shards[self.shard_of(key)].lock();
+        shard.counters.get(key).filter(|counter| counter.expires > now).map(|counter| counter.state.clone())
+    }
+
+    /// Decides and counts at once: nothing to wait for.
+    pub fn decide(&self, group: &Group) -> Outcomes {
+        let shard_of: SmallVec<[usize; 4]> = group.keys.iter().map(|key| self.shard_of(key)).collect();
+        let mut order = shard_of.clone();
+        order.sort_unstable();
+        order.dedup();
+        let mut locked: SmallVec<[MutexGuard<'_, Shard>; 4]> = order.iter().map(|&index| self.shards[index].lock()).collect();
+        let position = |index: usize| order.binary_search(&shard_of[index]).expect("every shard of the group is locked");
+        // Read under the locks, so that time never runs backwards between two requests on one counter.
+        let now = self.clock.now();
+
+        let refunds = group.checks.iter().take_while(|check| check.operation == Operation::Refund).count();
+        let mut outcomes = Outcomes::with_capacity(group.checks.len());
+        for index in 0..refunds {
+            let (key, check) = (&group.keys[index], &group.checks[index]);
+            let shard = &mut locked[position(index)];
+            let step = check.limit.refund(shard.live(key, now), now, check.cost);
+            if let Some(next) = step.next {
+                shard.put(key, next, now + step.ttl, now, self);
+            }
+            outcomes.push(step.outcome);
+        }
+        let rest = refunds..group.checks.len();
+        let states: SmallVec<[Option<&State>; 4]> =
+            rest.clone().map(|index| locked[position(index)].live(&group.keys[index], now)).collect();
+        let resolved = decide(&group.checks[refunds..], &states, now, group.refused);
+        drop(states);
+        for (index, resolved) in rest.zip(resolved) {
+            if let Some((next, ttl)) = resolved.write {
+                locked[position(index)].put(&group.keys[index], next, now + ttl, now, self);
+            }
+            outcomes.push(resolved.outcome);
+        }
+        for shard in &mut locked {
+            shard.sweep_some(now);
+        }
+        outcomes
+    }
+
+    fn shard_of(&self, key: &Key) -> usize {
+        usize::try_from(self.hasher.hash_one(key.tag()) % SHARDS as u64).expect("a shard index is small")
+    }
+}
+
+impl Store for MemoryStore {
+    async fn apply(&self, group: Group, _deadline: Instant) -> Result<Outcomes, StoreError> {
+        Ok(self.decide(&group))
+    }
+}
+
+impl Shard {
+    fn live(&self, key: &Key, now: Micros) -> Option<&State> {
+        self.counters.get(key).filter(|counter| counter.expires > now).map(|counter| &counter.state)
+    }
+
+    fn put(&mut self, key: &Key, state: State, expires: Micros, now: Micros, store: &MemoryStore) {
+        if let Some(counter) = self.counters.get_mut(key) {
+            *counter = Counter { state, expires };
+            return;
+        }
+        if self.counters.len() >= store.max_per_shard && self.evict(now) {
+            store.evicted.fetch_add(1, Ordering::Relaxed);
+        }
+        self.counters.insert(key.clone(), Counter { state, expires });
+    }
+
+    /// Makes room for one; says whether the one that went was still alive.
+    fn evict(&mut self, now: Micros) -> bool {
+        let size = self.counters.len();
+        let sample = (0..EVICTION_SAMPLE.min(size)).map(|offset| (self.cursor + offset) % size);
+        let soonest = sample.min_by_key(|&index| self.counters[index].expires);
+        self.cursor += EVICTION_SAMPLE;
+        match soonest.and_then(|index| self.counters.swap_remove_index(index)) {
+            Some((_, counter)) => counter.expires > now,
+            None => false,
+        }
+    }
+
+    fn sweep_some(&mut self, now: Micros) {
+        for _ in 0..SWEPT_PER_CALL {
+            if self.cursor >= self.counters.len() {
+                self.cursor = 0;
+            }
+            match self.counters.get_index(self.cursor) {
+                Some((_, counter)) if counter.expires <= now => {
+                    self.counters.swap_remove_index(self.cursor);
+                    self.shrink();
+                }
+                Some(_) => self.cursor += 1,
+                None => return,
+            }
+        }
+    }
+
+    /// Gives back the room of a table that is mostly empty.
+    fn shrink(&mut self) {
+        if self.counters.capacity() > MIN_CAPACITY.max(4 * self.counters.len()) {
+            self.counters.shrink_to((2 * self.counters.len()).max(MIN_CAPACITY / 2));
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Where counters live. A store reads the states of a request's checks, decides them together and writes what
+//! changed, atomically. It knows one concept, the check: windows, layers and blocks are all checks to it.
+
+pub mod memory;
+pub mod redis;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use crate::limit::{Micros, Outcome};
+pub use crate::rules::plan::Group;
+
+/// An outcome for each check of a group, in order.
+pub type Outcomes = SmallVec<[Outcome; 2]>;
+
+/// Atomic counters.
+pub trait Store: Send + Sync {
+    /// Decides the group and counts it, by `deadline` at the latest.
+    ///
+    /// # Errors
+    /// When nothing can be said about the group; see [`StoreError`] for whether it may have been counted.
+    fn apply(&self, group: Group, deadline: Instant) -> impl Future<Output = Result<Outcomes, StoreError>> + Send;
+}
+
+/// Why a store gave no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// No answer in time. It may have been counted; never retried.
+    #[error("the store did not answer in time")]
+    Timeout,
+    /// The store cannot be reached, or the connection broke. What was under way may have been counted.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(Arc<str>),
+    /// Not asked: the circuit breaker is open.
+    #[error("the store is failing and is not asked for now")]
+    Open,
+    /// This request's own keys hold something else; other requests are not affected. Nothing was counted.
+    #[error("a counter of this request is not one of ours: {0}")]
+    Foreign(Arc<str>),
+}
+
+/// What time a store decides by.
+#[derive(Clone, Debug, Default)]
+pub enum Clock {
+    /// The machine's (memory) or the Redis server's.
+    #[default]
+    System,
+    /// Set by hand, in µs since the epoch: for tests and simulations.
+    Manual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    /// The injected time; `None` where the store's own clock is to be read.
+    pub fn injected(&self) -> Option<Micros> {
+        match self {
+            Clock::System => None,
+            Clock::Manual(now) => Some(now.load(Ordering::Acquire)),
+        }
+    }
+
+    /// Now, in µs since the epoch, by this process.
+    pub fn now(&self) -> Micros {
+        self.injected().unwrap_or_else(|| {
+            let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX)
+        })
+    }
+}
