@@ -49,6 +49,7 @@ pub struct LimiterSettings {
 
 /// What a call comes to.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly every answer is a decision")]
 pub enum Answer {
     Decided(Decided),
     /// The request is malformed: INVALID_ARGUMENT, with the reason.
@@ -120,7 +121,7 @@ impl<S: Store> Limiter<S> {
         let usable = patience.map(|patience| patience.saturating_sub(RETURN_TIME));
         let settings = self.shared.settings;
         let usable_micros = usable.map(|usable| u64::try_from(usable.as_micros()).unwrap_or(u64::MAX));
-        let mut plan = match plan::plan(&domain, request, settings.plan, usable_micros) {
+        let plan = match plan::plan(&domain, request, settings.plan, usable_micros) {
             Ok(plan) => plan,
             Err(problem) => return Answer::Invalid(problem.to_string()),
         };
@@ -129,25 +130,15 @@ impl<S: Store> Limiter<S> {
             Outcomes::new()
         } else {
             let timeout = usable.map_or(settings.store_timeout, |usable| usable.min(settings.store_timeout));
-            // Only a store that fails is asked again, and then by what is left of the plan's own group.
-            let group = std::mem::take(&mut plan.group);
-            let kept = Group { keys: SmallVec::new(), checks: group.checks.clone(), refused: group.refused };
-            let needs_keys = self.may_decide_locally(&domain, &plan);
-            let keys = if needs_keys { Some(group.keys.clone()) } else { None };
-            let answer = self.store.apply(group, arrival + timeout).await;
-            plan.group = kept;
-            match answer {
+            match self.store.apply(&plan.group, arrival + timeout).await {
                 Ok(outcomes) => outcomes,
-                Err(error) => {
-                    plan.group.keys = keys.unwrap_or_default();
-                    match self.without_store(&domain, &plan, &error) {
-                        Ok((outcomes, by)) => {
-                            degraded = Some(by);
-                            outcomes
-                        }
-                        Err(reason) => return Answer::Unavailable(reason),
+                Err(error) => match self.without_store(&domain, &plan, &error) {
+                    Ok((outcomes, by)) => {
+                        degraded = Some(by);
+                        outcomes
                     }
-                }
+                    Err(reason) => return Answer::Unavailable(reason),
+                },
             }
         };
         let mut decision = decision::decide(&domain, &plan, &outcomes, settings.plan.shadow);
@@ -156,10 +147,6 @@ impl<S: Store> Limiter<S> {
             tokio::time::sleep(Duration::from_micros(decision.hold)).await;
         }
         Answer::Decided(Decided { decision, domain: Some(domain), overrides: plan.overrides })
-    }
-
-    fn may_decide_locally(&self, domain: &Domain, plan: &Plan) -> bool {
-        plan.descriptors.iter().any(|planned| on_store_failure(domain, planned) == OnStoreFailure::Local)
     }
 
     /// What the rules say for a store that gives no answer: a `deny` refuses whatever the others say; else one `error`

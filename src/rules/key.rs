@@ -8,6 +8,7 @@
 //! longer than [`MAX_KEY`].
 
 use ring::digest;
+use smallvec::SmallVec;
 
 use crate::limit::{Algorithm, DAY, HOUR, MINUTE, Micros, SECOND, Shape};
 
@@ -57,9 +58,9 @@ pub struct Part<'a> {
 
 /// What the keys of all of a domain's counters begin with.
 pub fn domain_prefix(prefix: &str, domain: &[u8]) -> Vec<u8> {
-    let mut text = format!("{prefix}{STATE_VERSION}|").into_bytes();
+    let mut text = EntriesText::new();
     escape(&mut text, domain, false);
-    text
+    [format!("{prefix}{STATE_VERSION}|").as_bytes(), &text].concat()
 }
 
 /// What the keys of all counters of this shape end with. A block's length is no part of it: a changed `block_for`
@@ -71,9 +72,12 @@ pub fn shape_suffix(shape: Shape) -> Vec<u8> {
     }
 }
 
+/// The text of a descriptor's entries; most need no allocation.
+pub type EntriesText = SmallVec<[u8; 128]>;
+
 /// The entries between prefix and suffix; `subject` is the index of the one that says who the request is about.
-pub fn entries<'a>(parts: impl Iterator<Item = Part<'a>>, subject: usize) -> Vec<u8> {
-    let mut text = Vec::with_capacity(64);
+pub fn entries<'a>(parts: impl Iterator<Item = Part<'a>>, subject: usize) -> EntriesText {
+    let mut text = EntriesText::new();
     for (index, part) in parts.enumerate() {
         text.extend_from_slice(if index == subject { b"|{" } else { b"|" });
         escape(&mut text, part.key, true);
@@ -102,7 +106,7 @@ pub fn key(domain_prefix: &[u8], entries: &[u8], shape_suffix: &[u8]) -> Key {
     Key(text)
 }
 
-fn escape(text: &mut Vec<u8>, part: &[u8], is_key: bool) {
+fn escape(text: &mut EntriesText, part: &[u8], is_key: bool) {
     let start = text.len();
     let kept = if part.len() > MAX_PART { &part[..CUT] } else { part };
     for &byte in kept {

@@ -244,7 +244,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn entries<'p>(&self, parts: impl Iterator<Item = Part<'p>> + Clone) -> Vec<u8> {
+    fn entries<'p>(&self, parts: impl Iterator<Item = Part<'p>> + Clone) -> key::EntriesText {
         let named = |name: &[u8]| parts.clone().position(|part| part.key == name);
         let subject = self.domain.subject.iter().find_map(|name| named(name)).unwrap_or(0);
         key::entries(parts, subject)

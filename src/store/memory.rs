@@ -131,8 +131,8 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    async fn apply(&self, group: Group, _deadline: Instant) -> Result<Outcomes, StoreError> {
-        Ok(self.decide(&group))
+    async fn apply(&self, group: &Group, _deadline: Instant) -> Result<Outcomes, StoreError> {
+        Ok(self.decide(group))
     }
 }
 

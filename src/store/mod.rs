@@ -24,7 +24,7 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// When nothing can be said about the group; see [`StoreError`] for whether it may have been counted.
-    fn apply(&self, group: Group, deadline: Instant) -> impl Future<Output = Result<Outcomes, StoreError>> + Send;
+    fn apply(&self, group: &Group, deadline: Instant) -> impl Future<Output = Result<Outcomes, StoreError>> + Send;
 }
 
 /// Why a store gave no answer.
