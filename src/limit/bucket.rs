@@ -12,24 +12,22 @@ struct Meter {
 /// The debt as of `now`. State from the future (the clock stepped back) is kept, as of now.
 fn meter(limit: &Limit, state: Option<&State>, now: Micros) -> Meter {
     let tick = now / limit.tick;
-    let debt = match state {
-        Some(&State::Meter { at, debt }) if at < tick => {
-            let elapsed = tick - at;
-            if elapsed >= drain_ticks(limit, debt) { 0 } else { debt - elapsed * limit.requests }
-        }
-        Some(&State::Meter { debt, .. }) => debt,
-        _ => 0,
-    };
+    let Some(&State::Meter { at, debt }) = state else { return Meter { at: tick, debt: 0 } };
+    let debt = debt.min(most_debt(limit));
+    let elapsed = tick.saturating_sub(at);
+    let debt = if elapsed >= drain_ticks(limit, debt) { 0 } else { debt - elapsed * limit.requests };
     Meter { at: tick, debt }
 }
 
-/// Ticks until `debt` units are paid back. A bucket of 0 requests pays nothing back: longer than any state lives.
+/// The most that is owed: the whole bucket and one further refill. A larger bucket of before may have left more; what
+/// is above is forgotten, so that the time to pay it back stays exact. A bucket of 0 requests owes nothing.
+fn most_debt(limit: &Limit) -> u64 {
+    (limit.burst + limit.requests) * limit.period
+}
+
+/// Ticks until `debt` units are paid back.
 fn drain_ticks(limit: &Limit, debt: u64) -> u64 {
-    match (debt, limit.requests) {
-        (0, _) => 0,
-        (_, 0) => limit.period,
-        (debt, requests) => debt.div_ceil(requests),
-    }
+    if debt == 0 { 0 } else { debt.div_ceil(limit.requests) }
 }
 
 impl Meter {
@@ -63,11 +61,7 @@ pub(super) fn step(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost
         fits_at = fits_at.min((max_delay / limit.tick).min(limit.period * limit.burst).saturating_mul(limit.requests));
     }
     if meter.debt > fits_at {
-        let excess = meter.debt - fits_at;
-        if limit.requests == 0 {
-            return denied(remaining, RetryAfter::Never);
-        }
-        return denied(remaining, RetryAfter::In(meter.until_paid(limit, now, excess)));
+        return denied(remaining, RetryAfter::In(meter.until_paid(limit, now, meter.debt - fits_at)));
     }
     let delay = if leaky && cost > 0 { meter.until_paid(limit, now, meter.debt) } else { 0 };
     if cost == 0 {
@@ -81,7 +75,7 @@ pub(super) fn step(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost
 
 pub(super) fn charge(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost) -> (State, Micros) {
     let mut meter = meter(limit, state, now);
-    let most = ((limit.burst + limit.requests) * limit.period).max(meter.debt);
+    let most = most_debt(limit);
     let room = most - meter.debt;
     meter.debt = if cost >= room.div_ceil(limit.period) { most } else { meter.debt + cost * limit.period };
     meter.store(limit, now)

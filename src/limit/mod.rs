@@ -142,9 +142,12 @@ impl Limit {
         match algorithm {
             Algorithm::SlidingLog if requests > MAX_LOG_REQUESTS => return Err(LimitError::LogTooLarge(requests)),
             _ if requests > largest => return Err(LimitError::TooLarge { requests, largest }),
-            _ if burst > largest => return Err(LimitError::BurstTooLarge { burst, largest }),
-            _ if algorithm.is_bucket() && requests == 0 && burst > 0 => return Err(LimitError::NeverRefills),
+            _ if requests == 0 && burst > 0 => return Err(LimitError::NeverRefills),
             _ => {}
+        }
+        let largest = limit.largest_burst();
+        if burst > largest {
+            return Err(LimitError::BurstTooLarge { burst, largest });
         }
         Ok(limit)
     }
@@ -163,7 +166,7 @@ impl Limit {
         }
     }
 
-    /// The largest number of requests (and burst) for which no product reaches 2^53: a weighted count may hold twice
+    /// The largest number of requests for which no product reaches 2^53: a weighted count may hold twice
     /// the largest limit in each of two windows, plus a cost; a debt burst + requests, plus a cost.
     fn largest(&self) -> u64 {
         match self.algorithm {
@@ -171,6 +174,12 @@ impl Limit {
             Algorithm::SlidingLog => MAX_LOG_REQUESTS,
             Algorithm::SlidingCounter | Algorithm::TokenBucket | Algorithm::LeakyBucket => MAX_EXACT / 8 / self.period - 1,
         }
+    }
+
+    /// The largest burst: no product reaches 2^53, nor does the time at which an empty bucket is full again
+    /// (it fills within 2^51 µs, 71 years).
+    fn largest_burst(&self) -> u64 {
+        self.largest().min(self.requests.saturating_mul(MAX_EXACT / 4 / self.window))
     }
 
     pub fn algorithm(&self) -> Algorithm {
@@ -219,7 +228,8 @@ impl Limit {
             let scaled = u128::from(n) * u128::from(numerator) / u128::from(denominator);
             u64::try_from(scaled).unwrap_or(u64::MAX).clamp(n.min(1), self.largest())
         };
-        Limit { requests: scale(self.requests), burst: scale(self.burst), ..*self }
+        let scaled = Limit { requests: scale(self.requests), ..*self };
+        Limit { burst: scale(self.burst).min(scaled.largest_burst()), ..scaled }
     }
 
     /// What a take of `cost` at `now` would do to `state`. Cost 0 is a look: over only when more than the limit is
