@@ -11,14 +11,19 @@ struct Counts {
     previous: u64,
 }
 
-/// The counts as of `now`: shifted by one window, or empty after two. State from the future is treated as starting now.
+/// The counts as of `now`: shifted by one window, or empty after two. State from the future (the clock stepped back) starts
+/// now, so that the previous window weighs in full; its windows are no longer aligned until it has been empty once.
 fn counts(limit: &Limit, state: Option<&State>, now: Micros) -> Counts {
     let tick = now / limit.tick;
-    let start = tick - tick % limit.period;
-    let (current, previous) = match state {
-        Some(&State::Counter { start: stored, current, previous }) if stored >= start => (current, previous),
-        Some(&State::Counter { start: stored, current, .. }) if stored + limit.period == start => (0, current),
-        _ => (0, 0),
+    let aligned = tick - tick % limit.period;
+    let (start, current, previous) = match state {
+        Some(&State::Counter { start, current, previous }) => match tick.checked_sub(start) {
+            None => (tick, current, previous),
+            Some(elapsed) if elapsed < limit.period => (start, current, previous),
+            Some(elapsed) if elapsed < 2 * limit.period => (start + limit.period, 0, current),
+            Some(_) => (aligned, 0, 0),
+        },
+        _ => (aligned, 0, 0),
     };
     Counts { start, elapsed: tick - start, current, previous }
 }
