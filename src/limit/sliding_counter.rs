@@ -84,8 +84,8 @@ pub(super) fn step(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost
 
 pub(super) fn charge(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost) -> (State, Micros) {
     let mut counts = counts(limit, state, now);
-    let most = (2 * limit.requests).max(counts.current);
-    counts.current += cost.min(most - counts.current);
+    let room = (2 * limit.requests * limit.period).saturating_sub(counts.used(limit)) / limit.period;
+    counts.current += cost.min(room);
     counts.store(limit, now)
 }
 
