@@ -115,7 +115,7 @@ fn resolve(check: &Check, state: Option<&State>, step: Step, now: Micros, counte
             match step.outcome {
                 Outcome::Allowed { .. } if counted || always => commits(step),
                 Outcome::Allowed { .. } => Resolved { outcome: check.limit.step(state, now, 0, None).outcome, write: None },
-                Outcome::Denied { .. } if always => commits(check.limit.charge(state, now, check.cost)),
+                Outcome::Denied { .. } if always => commits(check.limit.charge(state, now, check.cost, check.max_delay)),
                 Outcome::Denied { .. } => commits(step),
             }
         }

@@ -247,9 +247,9 @@ impl Limit {
 
     /// Counts `cost` although it was refused, into debt up to one further limit (a bucket: one window's refill). The
     /// outcome is the refusal: remaining 0, and the time at which a cost of 1 is admitted.
-    pub fn charge(&self, state: Option<&State>, now: Micros, cost: Cost) -> Step {
+    pub fn charge(&self, state: Option<&State>, now: Micros, cost: Cost, max_delay: Option<Micros>) -> Step {
         if self.capacity() == 0 {
-            return self.step(state, now, cost, None);
+            return self.step(state, now, cost, max_delay);
         }
         let (next, ttl) = match self.algorithm {
             Algorithm::FixedWindow => fixed_window::charge(self, state, now, cost),
@@ -258,7 +258,7 @@ impl Limit {
             Algorithm::TokenBucket | Algorithm::LeakyBucket => bucket::charge(self, state, now, cost),
             Algorithm::Penalty => return self.step(state, now, 0, None),
         };
-        let retry_after = match self.step(Some(&next), now, 1, None).outcome {
+        let retry_after = match self.step(Some(&next), now, 1, max_delay).outcome {
             Outcome::Denied { retry_after, .. } => retry_after,
             Outcome::Allowed { .. } => RetryAfter::In(0),
         };
