@@ -71,7 +71,7 @@ pub fn decide(checks: &[Check], states: &[Option<&State>], now: Micros, refused:
     let mut resolved = SmallVec::with_capacity(checks.len());
     for (index, (check, state)) in checks.iter().zip(states).enumerate() {
         if check.limit.algorithm() == Algorithm::Penalty {
-            resolved.push(resolve_penalty(checks, &steps, index, now));
+            resolved.push(resolve_penalty(checks, *state, &steps, index, now));
             continue;
         }
         // The outcome stays in place, for the penalty checks that look back at it.
@@ -123,7 +123,7 @@ fn resolve(check: &Check, state: Option<&State>, step: Step, now: Micros, counte
 }
 
 /// Blocks when a take of the same rule and counter key had no room in enforce mode.
-fn resolve_penalty(checks: &[Check], steps: &[Step], index: usize, now: Micros) -> Resolved {
+fn resolve_penalty(checks: &[Check], state: Option<&State>, steps: &[Step], index: usize, now: Micros) -> Resolved {
     let check = &checks[index];
     let had_no_room = |(other, step): (&Check, &Step)| {
         other.owner == check.owner
@@ -137,5 +137,6 @@ fn resolve_penalty(checks: &[Check], steps: &[Step], index: usize, now: Micros) 
         let step = penalty::block(&check.limit, now);
         return Resolved { outcome: step.outcome, write: step.next.map(|next| (next, step.ttl)) };
     }
-    Resolved { outcome: steps[index].outcome, write: None }
+    let write = if check.operation == Operation::Take { penalty::shorten(&check.limit, state, now) } else { None };
+    Resolved { outcome: steps[index].outcome, write }
 }
