@@ -66,23 +66,32 @@ pub struct Resolved {
 /// checks on the same counters.
 pub fn decide(checks: &[Check], states: &[Option<&State>], now: Micros, refused: bool) -> SmallVec<[Resolved; 4]> {
     let mut steps: SmallVec<[Step; 4]> = checks.iter().zip(states).map(|(check, state)| first_step(check, *state, now)).collect();
-    let refused = refused || is_refused(checks, &steps);
-    let over: SmallVec<[bool; 4]> = checks.iter().map(|check| owner_is_over(checks, &steps, check.owner)).collect();
+    let over = owners(checks, &steps, |_, outcome| !outcome.is_allowed());
+    let without_room = owners(checks, &steps, had_no_room);
+    let refused = refused || is_refused(checks, &steps, &over);
     let mut resolved = SmallVec::with_capacity(checks.len());
     for (index, (check, state)) in checks.iter().zip(states).enumerate() {
         if check.limit.algorithm() == Algorithm::Penalty {
-            resolved.push(resolve_penalty(checks, *state, &steps, index, now));
+            let has_room = without_room.binary_search(&check.owner).is_err();
+            resolved.push(resolve_penalty(check, *state, steps[index].outcome, now, has_room));
             continue;
         }
-        // The outcome stays in place, for the penalty checks that look back at it.
         let step = Step { next: steps[index].next.take(), ..steps[index] };
         let counted = match check.mode {
             Mode::Enforce => !refused,
-            Mode::Shadow | Mode::Quota => !refused && !over[index],
+            Mode::Shadow | Mode::Quota => !refused && over.binary_search(&check.owner).is_err(),
         };
         resolved.push(resolve(check, *state, step, now, counted));
     }
     resolved
+}
+
+/// The owners of the checks that `is_so`, ascending.
+fn owners(checks: &[Check], steps: &[Step], is_so: fn(&Check, &Outcome) -> bool) -> SmallVec<[u16; 4]> {
+    let so = checks.iter().zip(steps).filter(|(check, step)| is_so(check, &step.outcome));
+    let mut owners: SmallVec<[u16; 4]> = so.map(|(check, _)| check.owner).collect();
+    owners.sort_unstable();
+    owners
 }
 
 fn first_step(check: &Check, state: Option<&State>, now: Micros) -> Step {
@@ -93,17 +102,21 @@ fn first_step(check: &Check, state: Option<&State>, now: Micros) -> Step {
     }
 }
 
-fn is_refused(checks: &[Check], steps: &[Step]) -> bool {
-    let denied = |mode| checks.iter().zip(steps).any(move |(check, step)| check.mode == mode && !step.outcome.is_allowed());
-    if denied(Mode::Enforce) {
+fn is_refused(checks: &[Check], steps: &[Step], over: &[u16]) -> bool {
+    let enforced = |(check, step): (&Check, &Step)| check.mode == Mode::Enforce && !step.outcome.is_allowed();
+    if checks.iter().zip(steps).any(enforced) {
         return true;
     }
     let mut quotas = checks.iter().filter(|check| check.mode == Mode::Quota).peekable();
-    quotas.peek().is_some() && quotas.all(|check| owner_is_over(checks, steps, check.owner))
+    quotas.peek().is_some() && quotas.all(|check| over.binary_search(&check.owner).is_ok())
 }
 
-fn owner_is_over(checks: &[Check], steps: &[Step], owner: u16) -> bool {
-    checks.iter().zip(steps).any(|(check, step)| check.owner == owner && !step.outcome.is_allowed())
+/// A take that there was no room for, in enforce mode: what sets a block.
+fn had_no_room(check: &Check, outcome: &Outcome) -> bool {
+    check.limit.algorithm() != Algorithm::Penalty
+        && check.operation == Operation::Take
+        && check.mode == Mode::Enforce
+        && matches!(outcome, Outcome::Denied { retry_after: RetryAfter::In(_), .. })
 }
 
 fn resolve(check: &Check, state: Option<&State>, step: Step, now: Micros, counted: bool) -> Resolved {
@@ -122,21 +135,12 @@ fn resolve(check: &Check, state: Option<&State>, step: Step, now: Micros, counte
     }
 }
 
-/// Blocks when a take of the same rule and counter key had no room in enforce mode.
-fn resolve_penalty(checks: &[Check], state: Option<&State>, steps: &[Step], index: usize, now: Micros) -> Resolved {
-    let check = &checks[index];
-    let had_no_room = |(other, step): (&Check, &Step)| {
-        other.owner == check.owner
-            && other.limit.algorithm() != Algorithm::Penalty
-            && other.operation == Operation::Take
-            && other.mode == Mode::Enforce
-            && matches!(step.outcome, Outcome::Denied { retry_after: RetryAfter::In(_), .. })
-    };
-    let blocked_already = !steps[index].outcome.is_allowed();
-    if !blocked_already && checks.iter().zip(steps).any(had_no_room) {
+/// Blocks when a take of the same rule and counter key had no room.
+fn resolve_penalty(check: &Check, state: Option<&State>, outcome: Outcome, now: Micros, has_room: bool) -> Resolved {
+    if outcome.is_allowed() && !has_room {
         let step = penalty::block(&check.limit, now);
         return Resolved { outcome: step.outcome, write: step.next.map(|next| (next, step.ttl)) };
     }
     let write = if check.operation == Operation::Take { penalty::shorten(&check.limit, state, now) } else { None };
-    Resolved { outcome: steps[index].outcome, write }
+    Resolved { outcome, write }
 }
