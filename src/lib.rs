@@ -1,6 +1,7 @@
 //! weir answers Envoy's rate-limit calls. The modules, in reading order.
 
 pub mod api;
+pub mod config;
 pub mod limit;
 pub mod limiter;
 pub mod rules;

@@ -16,8 +16,8 @@ use foldhash::fast::RandomState;
 use crate::limit::{DAY, HOUR, Limit, MINUTE, MONTH, Micros, SECOND, WEEK, YEAR};
 use tree::Node;
 
-/// All domains that are loaded.
-#[derive(Debug, Default)]
+/// All domains that are loaded. A clone shares them.
+#[derive(Clone, Debug, Default)]
 pub struct RuleSet {
     pub domains: HashMap<Box<[u8]>, std::sync::Arc<Domain>, RandomState>,
     /// Counts the rule sets of this process, from 1; 0 is none loaded.

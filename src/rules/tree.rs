@@ -37,7 +37,7 @@ impl Pattern {
         Pattern::Wildcard(text.split('*').map(|piece| piece.as_bytes().into()).collect())
     }
 
-    fn matches(&self, value: &[u8]) -> bool {
+    pub(crate) fn matches(&self, value: &[u8]) -> bool {
         match self {
             Pattern::Wildcard(pieces) => wildcard_matches(pieces, value),
             Pattern::OneOf(values) => values.iter().any(|one| **one == *value),

@@ -1,0 +1,150 @@
+//! The files of a rules directory, read whole.
+//!
+//! `*.yaml` and `*.yml`, in subdirectories too, in the order of their names. What begins with a dot is left out: in a mounted
+//! ConfigMap the files are symbolic links into `..data`, and it is the links that are read.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+
+use ring::digest;
+
+use super::problem::{Problem, Severity};
+
+/// The most files of a directory, and the largest of them: bound what a wrong path makes the server read.
+const MAX_FILES: usize = 10_000;
+const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
+/// How deep subdirectories may go.
+const MAX_DEPTH: usize = 8;
+
+/// A file's text, and its name relative to the rules directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SourceFile {
+    pub(crate) name: String,
+    pub(crate) text: String,
+}
+
+/// What a path holds: equal fingerprints, equal contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint([u8; 32]);
+
+/// All that was found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) sources: Vec<SourceFile>,
+    /// Files that are there and could not be read.
+    pub(crate) unreadable: Vec<String>,
+    pub(crate) problems: Vec<Problem>,
+    pub(crate) fingerprint: Fingerprint,
+}
+
+/// Reads a file, or the files of a directory.
+pub(crate) fn find(path: &Path) -> Found {
+    let mut search = Search { sources: Vec::new(), unreadable: Vec::new(), problems: Vec::new() };
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => search.directory(path, "", 0),
+        Ok(_) => search.file(path, name_of(path)),
+        Err(error) => search.missing(path, &error),
+    }
+    search.finish()
+}
+
+impl Found {
+    /// As if these files had been found.
+    pub(crate) fn of(sources: Vec<SourceFile>) -> Found {
+        Search { sources, unreadable: Vec::new(), problems: Vec::new() }.finish()
+    }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+struct Search {
+    sources: Vec<SourceFile>,
+    unreadable: Vec<String>,
+    problems: Vec<Problem>,
+}
+
+impl Search {
+    fn directory(&mut self, path: &Path, prefix: &str, depth: usize) {
+        let entries = match fs::read_dir(path).and_then(|entries| entries.collect::<io::Result<Vec<_>>>()) {
+            Ok(entries) => entries,
+            Err(error) => return self.missing(path, &error),
+        };
+        let mut entries: Vec<_> =
+            entries.into_iter().map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry)).collect();
+        entries.sort_by(|a, b| a.0.cmp(&b.0));
+        for (name, entry) in entries.into_iter().filter(|(name, _)| !name.starts_with('.')) {
+            let (path, name) = (entry.path(), format!("{prefix}{name}"));
+            let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+            // A directory behind a link is not followed: a loop of links would never end.
+            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if is_directory && depth < MAX_DEPTH {
+                self.directory(&path, &format!("{name}/"), depth + 1);
+            } else if is_yaml && !is_directory {
+                if self.sources.len() + self.unreadable.len() >= MAX_FILES {
+                    return self.failed(name, format!("more than {MAX_FILES} files: this one and those after it are not read"));
+                }
+                self.file(&path, name);
+            } else if !path.is_dir() {
+                let message = "the file is not read: rules are in files called *.yaml or *.yml";
+                self.problems.push(Problem::of_file(Severity::Warning, name, message));
+            }
+        }
+    }
+
+    fn file(&mut self, path: &Path, name: String) {
+        match read(path) {
+            Ok(bytes) => match String::from_utf8(bytes) {
+                Ok(text) => {
+                    self.sources.push(SourceFile { name, text: text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned) })
+                }
+                Err(error) => {
+                    let at = error.utf8_error().valid_up_to();
+                    self.failed(name, format!("the file is not UTF-8 at its byte {}", at + 1));
+                }
+            },
+            Err(error) => self.failed(name, format!("cannot read the file: {error}")),
+        }
+    }
+
+    fn failed(&mut self, name: String, message: String) {
+        self.problems.push(Problem::of_file(Severity::Error, name.clone(), message));
+        self.unreadable.push(name);
+    }
+
+    fn missing(&mut self, path: &Path, error: &io::Error) {
+        let message = format!("cannot read it: {error}");
+        self.problems.push(Problem::of_file(Severity::Error, path.display().to_string(), message));
+    }
+
+    fn finish(self) -> Found {
+        let mut context = digest::Context::new(&digest::SHA256);
+        let mut add = |text: &str| {
+            context.update(&(text.len() as u64).to_le_bytes());
+            context.update(text.as_bytes());
+        };
+        for source in &self.sources {
+            add(&source.name);
+            add(&source.text);
+        }
+        for problem in &self.problems {
+            add(&problem.file);
+            add(&problem.message);
+        }
+        let mut fingerprint = [0; 32];
+        fingerprint.copy_from_slice(context.finish().as_ref());
+        let Search { sources, unreadable, problems } = self;
+        Found { sources, unreadable, problems, fingerprint: Fingerprint(fingerprint) }
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {MAX_FILE_BYTES} bytes")));
+    }
+    Ok(bytes)
+}

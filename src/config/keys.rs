@@ -1,0 +1,213 @@
+//! Every key of the rule language: on which level it stands, and whether this version has it. `docs/rules.md` is checked
+//! against [`KEYS`].
+
+/// Where in a document a key stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Level {
+    Document,
+    Defaults,
+    Response,
+    Descriptor,
+    RateLimit,
+    /// An item of `limits`.
+    Limit,
+    Replaces,
+    /// The map form of `value`.
+    Value,
+}
+
+impl Level {
+    pub const ALL: [Level; 8] = [
+        Level::Document,
+        Level::Defaults,
+        Level::Response,
+        Level::Descriptor,
+        Level::RateLimit,
+        Level::Limit,
+        Level::Replaces,
+        Level::Value,
+    ];
+
+    /// As it stands in a sentence: "in …".
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Document => "the document",
+            Level::Defaults => "`defaults`",
+            Level::Response => "`response`",
+            Level::Descriptor => "a descriptor",
+            Level::RateLimit => "`rate_limit`",
+            Level::Limit => "an item of `limits`",
+            Level::Replaces => "an item of `replaces`",
+            Level::Value => "`value`",
+        }
+    }
+
+    /// How to get there, for a key that stands elsewhere.
+    fn place(self) -> &'static str {
+        match self {
+            Level::Document => "at the top of the document, beside `domain`",
+            Level::Defaults => "in the document's `defaults`",
+            Level::Response => "in the document's `response`",
+            Level::Descriptor => "on the descriptor, beside `key`",
+            Level::RateLimit => "in the descriptor's `rate_limit`",
+            Level::Limit => "in an item of the descriptor's `limits`",
+            Level::Replaces => "in an item of `replaces`",
+            Level::Value => "in the map form of `value`",
+        }
+    }
+}
+
+/// The keys of each level.
+pub const KEYS: [(Level, &[&str]); 8] = [
+    (Level::Document, &["domain", "descriptors", "subject", "defaults", "response"]),
+    (Level::Defaults, &["algorithm", "on_store_failure"]),
+    (Level::Response, &["headers", "body", "metadata", "reset_format"]),
+    (
+        Level::Descriptor,
+        &[
+            "key",
+            "value",
+            "rate_limit",
+            "limits",
+            "descriptors",
+            "name",
+            "block_for",
+            "allow",
+            "deny",
+            "on_store_failure",
+            "shadow_mode",
+            "quota_mode",
+            "share_threshold",
+            "detailed_metric",
+            "value_to_metric",
+            "metadata",
+        ],
+    ),
+    (
+        Level::RateLimit,
+        &[
+            "unit",
+            "requests_per_unit",
+            "window",
+            "requests",
+            "unlimited",
+            "algorithm",
+            "burst",
+            "block_for",
+            "max_wait",
+            "charge",
+            "name",
+            "replaces",
+        ],
+    ),
+    (
+        Level::Limit,
+        &["unit", "requests_per_unit", "window", "requests", "unlimited", "algorithm", "burst", "block_for", "max_wait", "charge"],
+    ),
+    (Level::Replaces, &["name"]),
+    (Level::Value, &["one_of", "cidr", "regex"]),
+];
+
+/// Keys that the language has and this version does not.
+const PLANNED: [&str; 16] = [
+    "timezone",
+    "tiers",
+    "default_tier",
+    "costs",
+    "priority",
+    "adaptive",
+    "accept_overrides",
+    "accept_refunds",
+    "tests",
+    "quota",
+    "reserve",
+    "consistency",
+    "deny_body",
+    "tier",
+    "use",
+    "max_waiting",
+];
+
+/// What is wrong with a key, and what to write instead.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct KeyProblem {
+    pub(crate) message: String,
+    pub(crate) hint: String,
+}
+
+pub(crate) fn of(level: Level) -> &'static [&'static str] {
+    KEYS.iter().find(|(at, _)| *at == level).map_or(&[], |(_, keys)| keys)
+}
+
+/// `None` for a key that stands rightly on this level.
+pub(crate) fn check(level: Level, key: &str) -> Option<KeyProblem> {
+    if of(level).contains(&key) {
+        return None;
+    }
+    let problem = |message: String, hint: String| Some(KeyProblem { message, hint });
+    if PLANNED.contains(&key) {
+        let hint = "leave it out; the rules without it mean what they say".to_owned();
+        return problem(format!("this version of weir does not have `{key}` yet"), hint);
+    }
+    let places = places(key);
+    if !places.is_empty() {
+        return problem(format!("`{key}` does nothing in {}", level.name()), format!("it belongs {}", places.join(", or ")));
+    }
+    let message = format!("unknown key `{key}` in {}", level.name());
+    if let Some(near) = nearest(key, of(level).iter().copied()) {
+        return problem(message, format!("did you mean `{near}`?"));
+    }
+    let elsewhere = nearest(key, KEYS.iter().flat_map(|(_, keys)| keys.iter().copied()));
+    match elsewhere.map(|near| (near, self::places(near))) {
+        Some((near, places)) => problem(message, format!("did you mean `{near}`, which belongs {}?", places.join(", or "))),
+        None => problem(message, format!("known here: {}", of(level).join(", "))),
+    }
+}
+
+fn places(key: &str) -> Vec<&'static str> {
+    KEYS.iter().filter(|(_, keys)| keys.contains(&key)).map(|(level, _)| level.place()).collect()
+}
+
+/// The name that was probably meant.
+pub(crate) fn nearest<'k>(written: &str, names: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    /// Below this likeness a guess is worth less than a list.
+    const LIKE: f64 = 0.7;
+    let plain = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect::<String>();
+    let written = plain(written);
+    let likeness = |name: &str| strsim::normalized_damerau_levenshtein(&written, &plain(name));
+    let best = names.map(|name| (likeness(name), name)).max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (best.0 >= LIKE).then_some(best.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hint(level: Level, key: &str) -> String {
+        check(level, key).expect("a problem").hint
+    }
+
+    #[test]
+    fn a_slip_is_recognized() {
+        assert_eq!(hint(Level::RateLimit, "requestsPerUnit"), "did you mean `requests_per_unit`?");
+        assert_eq!(hint(Level::Descriptor, "ratelimit"), "did you mean `rate_limit`?");
+        assert_eq!(hint(Level::Document, "descriptor"), "did you mean `descriptors`?");
+    }
+
+    #[test]
+    fn a_misplaced_key_is_told_where_it_belongs() {
+        assert_eq!(hint(Level::RateLimit, "shadow_mode"), "it belongs on the descriptor, beside `key`");
+        assert_eq!(
+            hint(Level::RateLimit, "shadowmode"),
+            "did you mean `shadow_mode`, which belongs on the descriptor, beside `key`?"
+        );
+    }
+
+    #[test]
+    fn every_level_is_listed_once_and_no_key_is_both_built_and_planned() {
+        for level in Level::ALL {
+            assert_eq!(KEYS.iter().filter(|(at, _)| *at == level).count(), 1);
+            assert!(of(level).iter().all(|key| !PLANNED.contains(key)));
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! The limits of a descriptor: `rate_limit`, the items of `limits`, and the short forms such as `100/minute`.
+
+use super::fields::{self, Amount, Fields, describe};
+use super::keys::{self, Level};
+use super::problem::{Path, Report};
+use super::raw::{Kind, Node, Scalar, Span, Value};
+use crate::limit::{Algorithm, Limit, LimitError, Micros, Shape};
+use crate::rules::{ChargeRule, Unit};
+
+/// The algorithms that a rule can name.
+pub(crate) const ALGORITHMS: [(&str, Algorithm); 5] = [
+    ("fixed_window", Algorithm::FixedWindow),
+    ("sliding_window_log", Algorithm::SlidingLog),
+    ("sliding_window", Algorithm::SlidingCounter),
+    ("token_bucket", Algorithm::TokenBucket),
+    ("leaky_bucket", Algorithm::LeakyBucket),
+];
+
+const CHARGES: [(&str, ChargeRule); 3] =
+    [("auto", ChargeRule::Auto), ("admitted", ChargeRule::Admitted), ("always", ChargeRule::Always)];
+
+/// What the limits of one descriptor come to.
+#[derive(Debug, Default)]
+pub(crate) struct Drafts {
+    pub(crate) limits: Vec<Draft>,
+    /// Where it says that there is no limit.
+    pub(crate) unlimited: Option<Span>,
+    /// Every `block_for`; only one may be.
+    pub(crate) blocks: Vec<(Span, Micros)>,
+    /// Limits that are written, good or bad.
+    pub(crate) written: usize,
+}
+
+/// A limit that has no name yet.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) at: Span,
+    pub(crate) limit: Limit,
+    pub(crate) charge: Option<ChargeRule>,
+    pub(crate) max_wait: Option<Micros>,
+}
+
+/// How a rule's `rate_limit` is called, and what it stands in for.
+#[derive(Debug, Default)]
+pub(crate) struct Naming<'n> {
+    pub(crate) name: Option<&'n str>,
+    pub(crate) replaces: Vec<(Span, &'n str)>,
+}
+
+/// Reads `rate_limit`. Beside `limits` it may do without a limit of its own.
+pub(crate) fn rate_limit<'n>(
+    node: &'n Node<'_>,
+    beside_limits: bool,
+    default: Option<Algorithm>,
+    path: &Path<'_>,
+    report: &mut Report<'_>,
+    drafts: &mut Drafts,
+) -> Naming<'n> {
+    let path = path.key("rate_limit");
+    match &node.value {
+        Value::Scalar(Scalar { kind: Kind::Null, .. }) => {
+            let problem = report.error(node.at, path, "`rate_limit` is empty: it limits nothing");
+            problem.hint("give it `unit` and `requests_per_unit`, or leave it out");
+            drafts.written += 1;
+            Naming::default()
+        }
+        Value::Scalar(_) => {
+            short(node, default, &path, report, drafts);
+            Naming::default()
+        }
+        _ => {
+            let Some(fields) = Fields::read(node, Level::RateLimit, &path, report) else {
+                drafts.written += 1;
+                return Naming::default();
+            };
+            let only_names = ["unit", "requests_per_unit", "window", "requests", "unlimited"].iter().all(|key| !fields.has(key));
+            if !(beside_limits && only_names) {
+                limit(&fields, Level::RateLimit, default, &path, report, drafts);
+            }
+            naming(&fields, &path, report)
+        }
+    }
+}
+
+fn naming<'n>(fields: &Fields<'n, '_>, path: &Path<'_>, report: &mut Report<'_>) -> Naming<'n> {
+    let mut naming = Naming { name: name(fields, path, report), replaces: Vec::new() };
+    let Some(node) = fields.get("replaces") else { return naming };
+    let path = path.key("replaces");
+    let Some(items) = fields::items(node, &path, report) else { return naming };
+    for (place, item) in items.iter().enumerate() {
+        let path = path.item(place);
+        let Some(fields) = Fields::read(item, Level::Replaces, &path, report) else { continue };
+        match fields.get("name") {
+            Some(node) => match fields::text(node, &path, report) {
+                Some("") => {
+                    report.error(node.at, path, "the name of a rule to replace is empty");
+                }
+                Some(name) if naming.name == Some(name) => {
+                    report.error(node.at, path, format!("`{name}` replaces itself")).hint("name the rule that it stands in for");
+                }
+                Some(name) => naming.replaces.push((node.at, name)),
+                None => {}
+            },
+            None if fields.has_unknown(Level::Replaces) => {}
+            None => {
+                report.error(item.at, path, "`name` is missing: which rule does it replace?");
+            }
+        }
+    }
+    naming
+}
+
+/// The `name` of a descriptor or a `rate_limit`; null is none.
+pub(crate) fn name<'n>(fields: &Fields<'n, '_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<&'n str> {
+    let node = fields.given("name")?;
+    let name = fields::text(node, &path.key("name"), report)?;
+    if name.is_empty() {
+        report.error(node.at, path.key("name"), "the name is empty").hint("leave it out, or give the rule a name");
+        return None;
+    }
+    Some(name)
+}
+
+/// Reads `limits`: a list of maps and short forms, or one short form.
+pub(crate) fn limits(node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_>, report: &mut Report<'_>, drafts: &mut Drafts) {
+    let path = path.key("limits");
+    let items = match &node.value {
+        Value::List(items) => items,
+        Value::Scalar(Scalar { kind, .. }) if *kind != Kind::Null => return short(node, default, &path, report, drafts),
+        _ => {
+            drafts.written += 1;
+            let message = format!("expected a list of limits or a short form, found {}", describe(node));
+            report.error(node.at, path, message).hint(SHORT_HINT);
+            return;
+        }
+    };
+    if items.is_empty() {
+        drafts.written += 1;
+        report.error(node.at, path, "`limits` is empty: it limits nothing").hint("leave it out, or write [unlimited]");
+    }
+    for (place, item) in items.iter().enumerate() {
+        let path = path.item(place);
+        match &item.value {
+            Value::Scalar(_) => short(item, default, &path, report, drafts),
+            _ => match Fields::read(item, Level::Limit, &path, report) {
+                Some(fields) => limit(&fields, Level::Limit, default, &path, report, drafts),
+                None => drafts.written += 1,
+            },
+        }
+    }
+}
+
+/// The map form of a limit.
+fn limit(
+    fields: &Fields<'_, '_>,
+    level: Level,
+    default: Option<Algorithm>,
+    path: &Path<'_>,
+    report: &mut Report<'_>,
+    drafts: &mut Drafts,
+) {
+    drafts.written += 1;
+    if let Some(node) = fields.given("block_for") {
+        let duration = fields::duration(node, &path.key("block_for"), report);
+        drafts.blocks.extend(duration.map(|duration| (fields.place("block_for"), duration)));
+    }
+    if fields.get("unlimited").is_some_and(|node| fields::boolean(node, &path.key("unlimited"), report)) {
+        return unlimited(fields, path, report, drafts);
+    }
+    let errors = report.errors();
+    let algorithm = fields.given("algorithm").map(|node| algorithm(node, path, report));
+    let amount = amount(fields, level, path, report);
+    let window = window(fields, level, path, report);
+    let charge = fields.given("charge").map(|node| fields::choice(node, &CHARGES, "charge", &path.key("charge"), report));
+    let max_wait = fields.given("max_wait").map(|node| fields::duration(node, &path.key("max_wait"), report));
+    let burst = fields.given("burst").map(|node| burst(node, path, report));
+    let (Some(amount), Some(window)) = (amount, window) else { return };
+    if report.errors() > errors {
+        return;
+    }
+    let Amount::Requests(requests) = amount else {
+        drafts.unlimited = Some(fields.at);
+        return;
+    };
+    let burst = burst.flatten().map(|burst| burst.capacity(requests));
+    let algorithm = match algorithm.flatten() {
+        Some(algorithm) => algorithm,
+        None if burst.is_some() => default.filter(|default| default.is_bucket()).unwrap_or(Algorithm::TokenBucket),
+        None => default.unwrap_or(Algorithm::FixedWindow),
+    };
+    if max_wait.is_some() && algorithm != Algorithm::LeakyBucket {
+        let message = format!("`max_wait` does nothing with {}: only a leaky bucket asks callers to wait", algorithm.name());
+        report.error(fields.place("max_wait"), path, message).hint("add `algorithm: leaky_bucket`, or leave it out");
+        return;
+    }
+    match Limit::new(algorithm, requests, window, burst) {
+        Ok(limit) => drafts.limits.push(Draft { at: fields.at, limit, charge: charge.flatten(), max_wait: max_wait.flatten() }),
+        Err(error) => {
+            let key = blamed(&error, fields);
+            report.error(fields.get(key).map_or(fields.at, |node| node.at), path, error.to_string());
+        }
+    }
+}
+
+/// The key whose value a limit is refused for.
+fn blamed(error: &LimitError, fields: &Fields<'_, '_>) -> &'static str {
+    let either = |one, other| if fields.has(one) { one } else { other };
+    match error {
+        LimitError::EmptyWindow | LimitError::LongWindow(_) | LimitError::UnevenWindow(_) => either("window", "unit"),
+        LimitError::BurstTooLarge { .. } | LimitError::BurstWithoutBucket | LimitError::NeverRefills => "burst",
+        LimitError::TooLarge { .. } | LimitError::LogTooLarge(_) => either("requests", "requests_per_unit"),
+    }
+}
+
+fn unlimited(fields: &Fields<'_, '_>, path: &Path<'_>, report: &mut Report<'_>, drafts: &mut Drafts) {
+    let needless = keys::of(Level::Limit).iter().find(|key| **key != "unlimited" && fields.given(key).is_some());
+    if let Some(key) = needless {
+        let message = format!("`{key}` says nothing beside `unlimited: true`");
+        report.error(fields.place(key), path, message).hint("keep one of the two");
+    }
+    drafts.unlimited = Some(fields.at);
+}
+
+pub(crate) fn algorithm(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<Algorithm> {
+    fields::choice(node, &ALGORITHMS, "algorithm", &path.key("algorithm"), report)
+}
+
+fn amount(fields: &Fields<'_, '_>, level: Level, path: &Path<'_>, report: &mut Report<'_>) -> Option<Amount> {
+    let pairs = [("requests_per_unit", "unit", "window"), ("requests", "window", "unit")];
+    let mut found = None;
+    for (key, partner, stranger) in pairs {
+        let Some(node) = fields.get(key) else { continue };
+        if found.is_some() {
+            let message = "`requests_per_unit` and `requests` both say how many requests are allowed";
+            report.error(fields.place(key), path, message).hint("`unit` goes with `requests_per_unit`, `window` with `requests`");
+            return None;
+        }
+        if !fields.has(partner) && fields.has(stranger) {
+            let message = format!("`{key}` goes with `{partner}`, not with `{stranger}`");
+            let hint = "`unit` goes with `requests_per_unit`, `window` with `requests`";
+            report.error(fields.place(key), path, message).hint(hint);
+            return None;
+        }
+        found = Some((key, node));
+    }
+    let Some((key, node)) = found else {
+        if !fields.has_unknown(level) {
+            let key = if fields.has("window") { "requests" } else { "requests_per_unit" };
+            let problem = report.error(fields.at, path, format!("`{key}` is missing: how many requests are allowed?"));
+            problem.hint(format!("`{key}: 0` refuses everything, `unlimited: true` allows everything"));
+        }
+        return None;
+    };
+    fields::amount(node, &path.key(key), report)
+}
+
+fn window(fields: &Fields<'_, '_>, level: Level, path: &Path<'_>, report: &mut Report<'_>) -> Option<Micros> {
+    match (fields.get("unit"), fields.get("window")) {
+        (Some(_), Some(_)) => {
+            report.error(fields.place("window"), path, "`unit` and `window` both say how long the limit's time is");
+            None
+        }
+        (Some(node), None) => unit(node, &path.key("unit"), report),
+        (None, Some(node)) => fields::duration(node, &path.key("window"), report),
+        (None, None) => {
+            if !fields.has_unknown(level) {
+                let key = if fields.has("requests") { "window" } else { "unit" };
+                let problem = report.error(fields.at, path, format!("`{key}` is missing: in which time?"));
+                problem.hint(if key == "unit" { UNIT_HINT } else { "a duration such as 30s, 5m or 1h30m" });
+            }
+            None
+        }
+    }
+}
+
+const UNIT_HINT: &str = "one of second, minute, hour, day, week, month, year; any other time is a `window`";
+
+fn unit(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<Micros> {
+    let written = fields::text(node, path, report)?;
+    if let Some(unit) = Unit::parse(written) {
+        return Some(unit.window());
+    }
+    let problem = report.error(node.at, path, format!("unknown unit {}", describe(node)));
+    match keys::nearest(written, Unit::ALL.into_iter().map(Unit::name)) {
+        Some(near) => problem.hint(format!("did you mean `{near}`?")),
+        None if fields::parse_duration(written).is_ok() => problem.hint(format!("write `window: {written}` with `requests`")),
+        None => problem.hint(UNIT_HINT),
+    }
+    None
+}
+
+/// A bucket's capacity, as written.
+#[derive(Clone, Copy, Debug)]
+enum Burst {
+    Capacity(u64),
+    /// `+N`: on top of the requests.
+    Above(u64),
+}
+
+impl Burst {
+    fn capacity(self, requests: u64) -> u64 {
+        match self {
+            Burst::Capacity(capacity) => capacity,
+            Burst::Above(more) => requests.saturating_add(more),
+        }
+    }
+}
+
+fn burst(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<Burst> {
+    let parsed = match &node.value {
+        Value::Scalar(scalar) => match scalar.text.strip_prefix('+') {
+            Some(more) => fields::parse_amount(more).map(|amount| (amount, true)),
+            None => fields::parse_amount(&scalar.text).map(|amount| (amount, false)),
+        },
+        _ => Err(String::new()),
+    };
+    match parsed {
+        Ok((Amount::Requests(more), true)) => Some(Burst::Above(more)),
+        Ok((Amount::Requests(capacity), false)) => Some(Burst::Capacity(capacity)),
+        _ => {
+            let problem = report.error(node.at, path.key("burst"), format!("expected a burst, found {}", describe(node)));
+            problem.hint("`burst: 50` is the bucket's capacity, `burst: +50` adds to the requests");
+            None
+        }
+    }
+}
+
+const SHORT_HINT: &str = "a limit reads 100/minute, 10 per 30s, 10/second;100/minute, or unlimited";
+
+/// One scalar with one or several limits in short form.
+fn short(node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_>, report: &mut Report<'_>, drafts: &mut Drafts) {
+    drafts.written += 1;
+    let Some(text) = fields::text(node, path, report) else { return };
+    for part in text.split(';') {
+        let limit = match parse_short(part.trim()) {
+            Ok(Some((requests, window))) => {
+                Limit::new(default.unwrap_or(Algorithm::FixedWindow), requests, window, None).map_err(|error| error.to_string())
+            }
+            Ok(None) => {
+                drafts.unlimited = Some(node.at);
+                continue;
+            }
+            Err(hint) => {
+                let message = format!("`{}` is no limit", fields::shorten(part.trim()));
+                report.error(node.at, path, message).hint(hint);
+                continue;
+            }
+        };
+        match limit {
+            Ok(limit) => drafts.limits.push(Draft { at: node.at, limit, charge: None, max_wait: None }),
+            Err(message) => {
+                report.error(node.at, path, message);
+            }
+        }
+    }
+}
+
+/// `100/minute`, `10 per 30s`; `None` is unlimited.
+fn parse_short(text: &str) -> Result<Option<(u64, Micros)>, &'static str> {
+    if text == "unlimited" || text == "-1" {
+        return Ok(None);
+    }
+    let (requests, time) = text.split_once('/').or_else(|| text.split_once(" per ")).ok_or(SHORT_HINT)?;
+    let (requests, time) = (requests.trim(), time.trim());
+    let amount = fields::parse_amount(requests).map_err(|_| SHORT_HINT)?;
+    let window = match Unit::parse(time) {
+        Some(unit) => unit.window(),
+        None => fields::parse_duration(time).map_err(|_| SHORT_HINT)?,
+    };
+    match amount {
+        Amount::Requests(requests) => Ok(Some((requests, window))),
+        Amount::Unlimited => Ok(None),
+    }
+}
+
+impl Drafts {
+    /// What only the limits together can get wrong.
+    pub(crate) fn check(&self, path: &Path<'_>, report: &mut Report<'_>) {
+        if let (Some(at), false) = (self.unlimited, self.limits.is_empty()) {
+            report.error(at, path, "the rule is unlimited and has limits").hint("keep one of the two");
+        }
+        if let [_, (at, _), ..] = self.blocks[..] {
+            report.error(at, path, "a rule has at most one `block_for`").hint("write it once, on the descriptor");
+        }
+        let mut seen: Vec<Shape> = Vec::with_capacity(self.limits.len());
+        for draft in &self.limits {
+            let shape = draft.limit.shape();
+            if seen.contains(&shape) {
+                let message = format!("two limits of {} over the same time are one counter with two sizes", shape.algorithm.name());
+                report.error(draft.at, path, message).hint("keep the smaller one, or give one another algorithm");
+            }
+            seen.push(shape);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limit::{HOUR, MINUTE, SECOND};
+
+    #[test]
+    fn short_forms() {
+        let limit = |requests, window| Ok(Some((requests, window)));
+        assert_eq!(parse_short("100/minute"), limit(100, MINUTE));
+        assert_eq!(parse_short("10 per 30s"), limit(10, 30 * SECOND));
+        assert_eq!(parse_short("1_000 per hour"), limit(1000, HOUR));
+        assert_eq!(parse_short("5/1h30m"), limit(5, 90 * MINUTE));
+        assert_eq!([parse_short("unlimited"), parse_short("-1/minute")], [Ok(None), Ok(None)]);
+        for bad in ["", "100", "100/", "/minute", "a/minute", "100/fortnight", "1.5/minute", "100 minute"] {
+            assert!(parse_short(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! From nodes to domains. Every document is read to its end, so that all of its problems are told at once; a domain comes
+//! about only if none of its documents has an error.
+
+use std::collections::{HashMap, HashSet};
+
+use super::descriptor::Compiler;
+use super::fields::{self, Fields};
+use super::keys::Level;
+use super::limits;
+use super::problem::{Path, Problem, Report, Severity};
+use super::raw::{self, Node, Span};
+use super::{LoadOptions, SourceFile};
+use crate::limit::Algorithm;
+use crate::rules::{Domain, OnStoreFailure, ResetFormat, ResponseOptions, key};
+
+pub(crate) const ON_STORE_FAILURE: [(&str, OnStoreFailure); 4] = [
+    ("error", OnStoreFailure::Error),
+    ("allow", OnStoreFailure::Allow),
+    ("deny", OnStoreFailure::Deny),
+    ("local", OnStoreFailure::Local),
+];
+
+/// What the files say.
+#[derive(Debug, Default)]
+pub(crate) struct Compiled {
+    /// By name; `None` for a domain with errors.
+    pub(crate) domains: HashMap<String, Option<Domain>>,
+    /// All files that are there.
+    pub(crate) files: HashSet<String>,
+    /// Files of which not even the domains are known.
+    pub(crate) unreadable: HashSet<String>,
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// What stands at the top of a domain's documents.
+#[derive(Debug, Default)]
+pub(crate) struct Settings {
+    pub(crate) subject: Vec<Box<[u8]>>,
+    pub(crate) response: ResponseOptions,
+    pub(crate) algorithm: Option<Algorithm>,
+    pub(crate) on_store_failure: OnStoreFailure,
+}
+
+/// One `domain:` document.
+struct Document<'n, 's> {
+    file: usize,
+    name: &'n str,
+    fields: Fields<'n, 's>,
+    has_errors: bool,
+}
+
+pub(crate) fn compile(sources: &[SourceFile], options: &LoadOptions) -> Compiled {
+    let mut compiled = Compiled::default();
+    let mut reports: Vec<Report<'_>> = sources.iter().map(|source| Report::new(&source.name, &source.text)).collect();
+    let trees: Vec<Vec<Node<'_>>> =
+        (sources.iter().zip(&mut reports)).map(|(source, report)| read(source, report, &mut compiled.unreadable)).collect();
+    let mut domains: Vec<(&str, Vec<Document<'_, '_>>)> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for (file, tree) in trees.iter().enumerate() {
+        for (place, node) in tree.iter().enumerate() {
+            let Some(document) = document(file, place, node, &mut reports[file]) else {
+                compiled.unreadable.insert(sources[file].name.clone());
+                continue;
+            };
+            let index = *places.entry(document.name).or_insert_with(|| {
+                domains.push((document.name, Vec::new()));
+                domains.len() - 1
+            });
+            domains[index].1.push(document);
+        }
+    }
+    for (name, documents) in &domains {
+        compiled.domains.insert((*name).to_owned(), domain(name, documents, &mut reports, options));
+    }
+    compiled.problems = reports.into_iter().flat_map(|report| report.problems).collect();
+    compiled
+}
+
+fn read<'s>(source: &'s SourceFile, report: &mut Report<'s>, unreadable: &mut HashSet<String>) -> Vec<Node<'s>> {
+    match raw::read(&source.text) {
+        Ok(documents) if documents.is_empty() => {
+            unreadable.insert(source.name.clone());
+            let mut problem = Problem::of_file(Severity::Error, source.name.clone(), "the file holds no rules");
+            problem.hint("a document begins with `domain:`; delete the file if it is not needed");
+            report.push(problem);
+            documents
+        }
+        Ok(documents) => documents,
+        Err(error) => {
+            unreadable.insert(source.name.clone());
+            report.error(error.at, "", error.message.clone()).snippet = error.snippet.clone();
+            Vec::new()
+        }
+    }
+}
+
+fn document<'n, 's>(file: usize, place: usize, node: &'n Node<'s>, report: &mut Report<'_>) -> Option<Document<'n, 's>> {
+    let errors = report.errors();
+    let path = Path::document(place);
+    let fields = Fields::read(node, Level::Document, &path, report)?;
+    let Some(domain) = fields.get("domain") else {
+        if !fields.has_unknown(Level::Document) {
+            report.error(fields.at, path, "`domain` is missing").hint("a document begins with `domain: <name>`");
+        }
+        return None;
+    };
+    let name = fields::text(domain, &path, report)?;
+    if name.is_empty() {
+        report.error(fields.place("domain"), path, "the domain is empty").hint("give it the `domain` of Envoy's filter");
+        return None;
+    }
+    Some(Document { file, name, fields, has_errors: report.errors() > errors })
+}
+
+fn domain(name: &str, documents: &[Document<'_, '_>], reports: &mut [Report<'_>], options: &LoadOptions) -> Option<Domain> {
+    let errors = |reports: &[Report<'_>]| reports.iter().map(Report::errors).sum::<usize>();
+    let before = errors(reports);
+    let path = Path::domain(name);
+    if let ([first, rest @ ..], false) = (documents, options.merge_domains) {
+        for other in rest {
+            let line = format!("{}:{}", reports[first.file].file, first.fields.place("domain").line);
+            let message = format!("domain `{name}` is defined already, at {line}");
+            let problem = reports[other.file].error(other.fields.place("domain"), path, message);
+            problem.hint("put the descriptors into one document, or switch MERGE_DOMAIN_CONFIG on");
+        }
+    }
+    let settings = settings(&path, documents, reports);
+    let mut compiler = Compiler::new(settings, reports);
+    for document in documents {
+        let Some(descriptors) = document.fields.get("descriptors").filter(|node| !node.is_null()) else {
+            if !document.fields.has_unknown(Level::Document) {
+                let at = document.fields.place(if document.fields.has("descriptors") { "descriptors" } else { "domain" });
+                let problem = compiler.reports[document.file].error(at, path, "`descriptors` is missing");
+                problem.hint("a domain without rules is written `descriptors: []`");
+            }
+            continue;
+        };
+        compiler.document(document.file, descriptors, &path);
+    }
+    let (settings, tree, rules) = compiler.finish(&path, documents.first().map_or(0, |document| document.file));
+    if errors(reports) > before || documents.iter().any(|document| document.has_errors) {
+        return None;
+    }
+    Some(Domain {
+        name: name.into(),
+        file: documents.first().map_or("", |document| reports[document.file].file).into(),
+        key_prefix: key::domain_prefix(&options.key_prefix, name.as_bytes()),
+        subject: settings.subject,
+        response: settings.response,
+        tree,
+        rules,
+        on_store_failure: settings.on_store_failure,
+    })
+}
+
+/// The settings of a domain: each may stand in one of its documents and holds for all.
+fn settings(path: &Path<'_>, documents: &[Document<'_, '_>], reports: &mut [Report<'_>]) -> Settings {
+    let mut settings = Settings::default();
+    let mut seen: HashMap<&str, (usize, Span)> = HashMap::new();
+    for document in documents {
+        for key in ["subject", "defaults", "response"] {
+            let Some(node) = document.fields.given(key) else { continue };
+            let at = document.fields.place(key);
+            if let Some((file, first)) = seen.insert(key, (document.file, at)) {
+                let line = format!("{}:{}", reports[file].file, first.line);
+                let message = format!("`{key}` of this domain stands in {line} already");
+                reports[document.file].error(at, path, message).hint("it holds for the whole domain: keep one");
+                continue;
+            }
+            let (path, report) = (path.key(key), &mut reports[document.file]);
+            match key {
+                "subject" => settings.subject = subject(node, &path, report),
+                "response" => settings.response = response(node, &path, report),
+                _ => defaults(node, &path, report, &mut settings),
+            }
+        }
+    }
+    settings
+}
+
+fn subject(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Vec<Box<[u8]>> {
+    let items = match &node.value {
+        raw::Value::Scalar(_) => std::slice::from_ref(node),
+        _ => fields::items(node, path, report).unwrap_or(&[]),
+    };
+    let mut subject: Vec<Box<[u8]>> = Vec::with_capacity(items.len());
+    for (place, item) in items.iter().enumerate() {
+        match fields::text(item, &path.item(place), report) {
+            Some("") => {
+                report.error(item.at, path.item(place), "the key of an entry is empty");
+            }
+            Some(key) => subject.push(key.as_bytes().into()),
+            None => {}
+        }
+    }
+    subject
+}
+
+fn defaults(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>, settings: &mut Settings) {
+    let Some(fields) = Fields::read(node, Level::Defaults, path, report) else { return };
+    settings.algorithm = fields.given("algorithm").and_then(|node| limits::algorithm(node, path, report));
+    let on_store_failure = fields.given("on_store_failure").and_then(|node| on_store_failure(node, path, report));
+    settings.on_store_failure = on_store_failure.unwrap_or_default();
+}
+
+pub(crate) fn on_store_failure(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<OnStoreFailure> {
+    fields::choice(node, &ON_STORE_FAILURE, "on_store_failure", &path.key("on_store_failure"), report)
+}
+
+/// The names of response headers, as `response.headers` lists them.
+#[derive(Clone, Copy)]
+enum Headers {
+    Legacy,
+    RateLimit,
+    XRateLimit,
+    RetryAfter,
+    Rule,
+}
+
+const HEADERS: [(&str, Headers); 5] = [
+    ("legacy", Headers::Legacy),
+    ("ratelimit", Headers::RateLimit),
+    ("x_ratelimit", Headers::XRateLimit),
+    ("retry_after", Headers::RetryAfter),
+    ("rule", Headers::Rule),
+];
+
+fn response(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> ResponseOptions {
+    let mut response = ResponseOptions::default();
+    let Some(fields) = Fields::read(node, Level::Response, path, report) else { return response };
+    if let Some(node) = fields.given("headers") {
+        let path = path.key("headers");
+        for (place, item) in fields::items(node, &path, report).unwrap_or(&[]).iter().enumerate() {
+            match fields::choice(item, &HEADERS, "header", &path.item(place), report) {
+                Some(Headers::Legacy) => response.legacy_headers = true,
+                Some(Headers::RateLimit) => response.ratelimit_headers = true,
+                Some(Headers::XRateLimit) => response.x_ratelimit_headers = true,
+                Some(Headers::RetryAfter) => response.retry_after_header = true,
+                Some(Headers::Rule) => response.rule_header = true,
+                None => {}
+            }
+        }
+    }
+    if let Some(node) = fields.given("body") {
+        let body = fields::choice(node, &[("none", false), ("problem", true)], "body", &path.key("body"), report);
+        response.problem_body = body.unwrap_or(false);
+    }
+    if let Some(node) = fields.given("metadata") {
+        response.metadata = fields::boolean(node, &path.key("metadata"), report);
+    }
+    if let Some(node) = fields.given("reset_format") {
+        let formats = [("delta", ResetFormat::Delta), ("epoch", ResetFormat::Epoch), ("iso", ResetFormat::Iso)];
+        let format = fields::choice(node, &formats, "reset_format", &path.key("reset_format"), report);
+        response.reset_format = format.unwrap_or_default();
+    }
+    response
+}

@@ -1,0 +1,117 @@
+//! What a descriptor's `value` stands for: one value, a wildcard, a set, a network, a regular expression.
+
+use ipnet::IpNet;
+use regex::bytes::Regex;
+
+use super::fields::{self, Fields, describe};
+use super::keys::Level;
+use super::problem::{Path, Report};
+use super::raw::{Node, Value};
+use crate::rules::tree::{Matcher, Pattern};
+
+/// The matcher of a `value`; absent, null and the empty text are the key alone.
+pub(crate) fn matcher(value: Option<&Node<'_>>, shared: bool, path: &Path<'_>, report: &mut Report<'_>) -> Option<Matcher> {
+    let Some(node) = value else { return Some(Matcher::Any) };
+    let path = path.key("value");
+    match &node.value {
+        Value::Scalar(_) => {
+            let text = fields::text(node, &path, report)?;
+            if text.is_empty() {
+                return Some(Matcher::Any);
+            }
+            if text.contains('*') {
+                return Some(Matcher::Pattern { pattern: Pattern::wildcard(text), text: text.as_bytes().into(), shared });
+            }
+            Some(Matcher::Exact(text.as_bytes().into()))
+        }
+        Value::List(_) => {
+            report.error(node.at, path, "`value` is one value or a pattern, found a list").hint("write value: {one_of: [...]}");
+            None
+        }
+        Value::Map(_) => {
+            let (pattern, text) = mapped(node, &path, report)?;
+            Some(Matcher::Pattern { pattern, text: text.into_bytes().into(), shared })
+        }
+    }
+}
+
+fn mapped(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<(Pattern, String)> {
+    let fields = Fields::read(node, Level::Value, path, report)?;
+    let kinds = ["one_of", "cidr", "regex"];
+    let given: Vec<&str> = kinds.into_iter().filter(|kind| fields.has(kind)).collect();
+    let [kind] = given[..] else {
+        if !fields.has_unknown(Level::Value) || given.len() > 1 {
+            let message = format!("a pattern is exactly one of `one_of`, `cidr` and `regex`, found {}", given.len());
+            report.error(node.at, path, message);
+        }
+        return None;
+    };
+    let (value, path) = (fields.get(kind)?, path.key(kind));
+    match kind {
+        "one_of" => one_of(value, &path, report),
+        "cidr" => cidr(value, &path, report),
+        _ => regex(value, &path, report),
+    }
+}
+
+fn one_of(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<(Pattern, String)> {
+    let items = fields::items(node, path, report)?;
+    if items.is_empty() {
+        report.error(node.at, path, "`one_of` names no values, so it never matches");
+        return None;
+    }
+    let mut values: Vec<&str> = Vec::with_capacity(items.len());
+    for (place, item) in items.iter().enumerate() {
+        let value = fields::text(item, &path.item(place), report)?;
+        if value.contains('*') {
+            let message = format!("`*` is an ordinary character in one_of: `{}`", fields::shorten(value));
+            report.warning(item.at, path.item(place), message).hint("a wildcard is a `value` of its own");
+        }
+        values.push(value);
+    }
+    let text = format!("one_of({})", values.join(","));
+    Some((Pattern::OneOf(values.into_iter().map(|value| value.as_bytes().into()).collect()), text))
+}
+
+fn cidr(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<(Pattern, String)> {
+    let text = fields::text(node, path, report)?;
+    let Ok(network) = text.parse::<IpNet>() else {
+        let problem = report.error(node.at, path, format!("{} is no network", describe(node)));
+        problem.hint(match text.parse::<std::net::IpAddr>() {
+            Ok(address) => format!("one address is {}", IpNet::from(address)),
+            Err(_) => "a network is an address and the number of its leading bits: 10.0.0.0/8, 2001:db8::/32".to_owned(),
+        });
+        return None;
+    };
+    if network.trunc() != network {
+        let message = format!("`{text}` has bits beyond its prefix; it is taken as {}", network.trunc());
+        report.warning(node.at, path, message).hint(format!("write {}", network.trunc()));
+    }
+    Some((Pattern::Cidr(network), format!("cidr({})", network.trunc())))
+}
+
+fn regex(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<(Pattern, String)> {
+    let text = fields::text(node, path, report)?;
+    if text.is_empty() {
+        report.error(node.at, path, "the regular expression is empty").hint("the key alone matches every value");
+        return None;
+    }
+    match Regex::new(text) {
+        Ok(regex) => Some((Pattern::Regex(regex), format!("regex({text})"))),
+        Err(error) => {
+            report.error(node.at, path, format!("the regular expression does not compile: {}", reason(&error)));
+            None
+        }
+    }
+}
+
+/// The reason of the regex crate, which draws a caret under the expression, with its character as a number.
+fn reason(error: &regex::Error) -> String {
+    let regex::Error::Syntax(text) = error else { return error.to_string() };
+    let reason = text.lines().find_map(|line| line.strip_prefix("error: ")).unwrap_or(text);
+    let caret = text.lines().find_map(|line| line.strip_prefix("    ").filter(|line| line.trim_start().starts_with('^')));
+    match caret.and_then(|line| line.find('^')) {
+        Some(column) => format!("at its character {}: {reason}", column + 1),
+        None => reason.to_owned(),
+    }
+}
