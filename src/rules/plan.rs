@@ -322,7 +322,7 @@ fn merge_into(known: &mut Check, other: Check) {
 /// The limit of a request-level override: by the algorithm of the rule that it replaces, else fixed_window.
 fn override_limit(descriptor: usize, given: LimitOverride, rule: Option<&Rule>) -> Result<RuleLimit, PlanError> {
     let unit = Unit::from_number(given.unit).ok_or(PlanError::UnknownUnit { descriptor, unit: given.unit })?;
-    let window = unit.window() * u64::from(given.unit_multiplier.unwrap_or(1).max(1));
+    let window = unit.window().saturating_mul(u64::from(given.unit_multiplier.unwrap_or(1).max(1)));
     let algorithm = rule.and_then(|rule| rule.limits.first()).map_or(Algorithm::FixedWindow, |first| first.limit.algorithm());
     let requests = given.requests_per_unit;
     let limit = Limit::new(algorithm, u64::from(requests), window, None);
