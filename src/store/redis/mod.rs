@@ -1,1 +1,134 @@
-//! Redis.
+//! Counters in Redis, shared by all replicas. Decisions are made by a script in Redis that mirrors `limit` one for one
+//! ([`script`], `lua/`); requests go there in batches over one connection per server thread ([`batch`]).
+
+mod batch;
+mod connect;
+mod script;
+mod wire;
+
+use std::sync::Arc;
+
+use deadpool_redis::redis::{RedisResult, cmd};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use self::batch::{Lane, MAX_QUEUED, Request, Status};
+use self::connect::Link;
+pub use self::connect::{Connector, RedisSettings, RedisSettingsError};
+use self::wire::{Encoded, MAX_CHECKS};
+use super::{Clock, Group, Outcomes, Store, StoreError};
+use crate::rules::key::STATE_VERSION;
+
+/// How long a replica counts as alive after its last heartbeat, in ms: three of them at one every five seconds.
+const HEARTBEAT_TTL_MS: u64 = 15_000;
+
+/// One lane to Redis: a store for the thread that made it.
+pub struct RedisStore {
+    queue: mpsc::Sender<Request>,
+    status: watch::Receiver<Status>,
+    wanted: Arc<Notify>,
+    connector: Connector,
+}
+
+impl RedisStore {
+    /// Starts the lane's task in the current runtime. It connects by itself, and again whenever it must, until the store is
+    /// dropped: Redis need not be there yet.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn new(connector: &Connector, clock: Clock) -> RedisStore {
+        let (queue, queued) = mpsc::channel(MAX_QUEUED);
+        let (status, seen) = watch::channel(Status::Connecting);
+        let wanted = Arc::new(Notify::new());
+        let lane = Lane { queue: queued, connector: connector.clone(), clock, status, wanted: Arc::clone(&wanted) };
+        tokio::spawn(lane.run());
+        RedisStore { queue, status: seen, wanted, connector: connector.clone() }
+    }
+
+    /// Waits, however long it takes, until the lane is connected and Redis knows the script.
+    pub async fn ready(&self) {
+        let mut status = self.status.clone();
+        // An error would mean that the lane has ended, which it does not before the store is dropped.
+        drop(status.wait_for(|status| matches!(status, Status::Ready(_))).await);
+    }
+
+    /// Whether the lane is connected.
+    pub fn is_ready(&self) -> bool {
+        matches!(*self.status.borrow(), Status::Ready(_))
+    }
+
+    /// Asks for an answer from Redis, and for the script to be there, within the store timeout. Without a connection an attempt
+    /// to make one is begun at once; a connection that does not answer is given up.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        let patience = self.connector.settings.store_timeout;
+        let deadline = Instant::now() + patience;
+        let mut link = self.link(deadline).await?;
+        match timeout_at(deadline, script::check(&mut link.connection)).await {
+            Ok(checked) => checked.map_err(|error| StoreError::Unavailable(Arc::from(error.to_string()))),
+            Err(_) => {
+                link.give_up();
+                Err(StoreError::Timeout)
+            }
+        }
+    }
+
+    /// Says that the replica `id` is alive, and counts those that are.
+    ///
+    /// # Errors
+    /// When there is no answer within the store timeout.
+    pub async fn heartbeat(&self, id: &str) -> Result<u32, StoreError> {
+        let settings = &self.connector.settings;
+        let key = format!("{}{STATE_VERSION}|replicas", settings.key_prefix);
+        let mut link = self.link(Instant::now() + settings.store_timeout).await?;
+        let mut command = cmd("EVAL");
+        command.arg(include_str!("lua/heartbeat.lua")).arg(1).arg(key).arg(id).arg(HEARTBEAT_TTL_MS);
+        let alive: RedisResult<u32> = match timeout(settings.store_timeout, command.query_async(&mut link.connection)).await {
+            Ok(alive) => alive,
+            Err(_) => return Err(StoreError::Timeout),
+        };
+        alive.map_err(|error| StoreError::Unavailable(Arc::from(error.to_string())))
+    }
+
+    /// The lane's connection, once there is one.
+    async fn link(&self, deadline: Instant) -> Result<Link, StoreError> {
+        let mut status = self.status.clone();
+        if !self.is_ready() {
+            self.wanted.notify_one();
+        }
+        let found = timeout_at(deadline, status.wait_for(|status| matches!(status, Status::Ready(_)))).await;
+        match found {
+            Ok(Ok(status)) => match &*status {
+                Status::Ready(link) => Ok(link.clone()),
+                _ => Err(StoreError::Timeout),
+            },
+            _ => match &*self.status.borrow() {
+                Status::Down(reason) => Err(StoreError::Unavailable(Arc::clone(reason))),
+                _ => Err(StoreError::Timeout),
+            },
+        }
+    }
+}
+
+impl Store for RedisStore {
+    async fn apply(&self, group: &Group, deadline: Instant) -> Result<Outcomes, StoreError> {
+        if group.checks.is_empty() {
+            return Ok(Outcomes::new());
+        }
+        let unavailable = |reason: &str| StoreError::Unavailable(Arc::from(reason));
+        let Some(encoded) = Encoded::new(group) else {
+            return Err(unavailable(&format!("a request of more than {MAX_CHECKS} checks")));
+        };
+        let (respond, answer) = oneshot::channel();
+        if self.queue.try_send(Request { encoded, deadline, respond }).is_err() {
+            return Err(unavailable("too many requests are waiting"));
+        }
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(unavailable("the connection's task has ended")),
+            Err(_) => Err(StoreError::Timeout),
+        }
+    }
+}

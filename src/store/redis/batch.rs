@@ -1,0 +1,225 @@
+//! The lane to Redis: one connection, one batch in flight. What arrives while a call is under way queues and goes out as the
+//! next call, so batches grow with load and nobody waits for a timer.
+
+use std::hash::BuildHasher;
+use std::ops::ControlFlow;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool::managed::Object;
+use deadpool_redis::redis::{Cmd, RedisError, ServerErrorKind, Value};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::connect::{Connector, Dialer, Link};
+use super::script;
+use super::wire::{self, Encoded};
+use crate::store::{Clock, Outcomes, StoreError};
+
+/// Requests that wait for the call under way; more than 10 ms of them at full speed.
+pub(super) const MAX_QUEUED: usize = 4_096;
+/// Requests of one call: a larger batch saves Redis little and makes everyone wait for the last.
+const MAX_BATCH: usize = 64;
+/// Checks of one call, unless a single request has more.
+const MAX_BATCH_CHECKS: usize = 512;
+/// Between attempts to connect: the first pause, doubled up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A request in the queue. It outlives its caller, who may have stopped waiting.
+pub(super) struct Request {
+    pub(super) encoded: Encoded,
+    pub(super) deadline: Instant,
+    pub(super) respond: oneshot::Sender<Result<Outcomes, StoreError>>,
+}
+
+impl Request {
+    fn is_wanted(&self, now: Instant) -> bool {
+        self.deadline > now && !self.respond.is_closed()
+    }
+
+    fn answer(self, answer: Result<Outcomes, StoreError>) {
+        // Nobody is there any more: nothing to do.
+        drop(self.respond.send(answer));
+    }
+}
+
+/// Whether the lane has a connection.
+#[derive(Clone)]
+pub(super) enum Status {
+    /// The first attempt, or the first after a connection was lost: requests wait for it.
+    Connecting,
+    Ready(Link),
+    /// The last attempt failed: requests fail at once.
+    Down(Arc<str>),
+}
+
+/// One lane's work, as a task.
+pub(super) struct Lane {
+    pub(super) queue: mpsc::Receiver<Request>,
+    pub(super) connector: Connector,
+    pub(super) clock: Clock,
+    pub(super) status: watch::Sender<Status>,
+    /// Someone asks for a connection: no reason to pause any longer.
+    pub(super) wanted: Arc<Notify>,
+}
+
+impl Lane {
+    /// Until the store is dropped.
+    pub(super) async fn run(mut self) {
+        while let ControlFlow::Continue(link) = self.connect().await {
+            self.status.send_replace(Status::Ready(Link::clone(&link)));
+            tracing::info!("connected to Redis");
+            let reason = self.serve(&link).await;
+            self.status.send_replace(Status::Connecting);
+            // Closes it, once nobody else uses it.
+            drop(Object::take(link));
+            match reason {
+                ControlFlow::Continue(reason) => tracing::warn!(reason = &*reason, "the connection to Redis is given up"),
+                ControlFlow::Break(()) => return,
+            }
+        }
+    }
+
+    /// Attempts until there is a connection, or no store any more.
+    async fn connect(&mut self) -> ControlFlow<(), Object<Dialer>> {
+        let mut down: Option<Arc<str>> = None;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let connector = self.connector.clone();
+            match self.refuse_until(connector.connect(), down.as_ref()).await? {
+                Ok(link) => return ControlFlow::Continue(link),
+                Err(reason) => {
+                    if down.is_none() {
+                        tracing::warn!(reason = &*reason, "no connection to Redis; trying again until there is one");
+                    }
+                    self.status.send_replace(Status::Down(Arc::clone(&reason)));
+                    down = Some(reason);
+                }
+            }
+            let wanted = Arc::clone(&self.wanted);
+            let rest = async {
+                tokio::select! { () = sleep(jittered(pause)) => (), () = wanted.notified() => () }
+            };
+            self.refuse_until(rest, down.as_ref()).await?;
+            pause = LONGEST_PAUSE.min(2 * pause);
+        }
+    }
+
+    /// Waits for `future`. While `down` says why there is no connection, requests get that for an answer.
+    async fn refuse_until<T>(&mut self, future: impl Future<Output = T>, down: Option<&Arc<str>>) -> ControlFlow<(), T> {
+        let mut future = pin!(future);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut future => return ControlFlow::Continue(done),
+                request = self.queue.recv(), if down.is_some() => match (request, down) {
+                    (Some(request), Some(reason)) => request.answer(Err(StoreError::Unavailable(Arc::clone(reason)))),
+                    _ => return ControlFlow::Break(()),
+                },
+            }
+        }
+    }
+
+    /// Sends batch after batch until the connection is of no more use (and why), or no store is left.
+    async fn serve(&mut self, link: &Link) -> ControlFlow<(), Arc<str>> {
+        let mut link = link.clone();
+        let mut lost = link.lost();
+        let mut batch = Vec::with_capacity(MAX_BATCH);
+        loop {
+            let first = tokio::select! {
+                biased;
+                _ = lost.wait_for(|&lost| lost) => return ControlFlow::Continue(Arc::from("it was closed")),
+                first = self.queue.recv() => first,
+            };
+            let Some(first) = first else { return ControlFlow::Break(()) };
+            // Whoever is ready to run may have a request too.
+            yield_now().await;
+            self.fill(&mut batch, first);
+            if batch.is_empty() {
+                continue;
+            }
+            let command = wire::call(batch.iter().map(|request| &request.encoded), self.clock.injected());
+            match timeout(self.connector.settings.store_timeout, evaluate(&mut link, &command)).await {
+                Ok(Ok(reply)) => answer_all(&mut batch, &reply),
+                Ok(Err(Failure { reason, is_lost })) => {
+                    fail_all(&mut batch, &StoreError::Unavailable(Arc::clone(&reason)));
+                    if is_lost {
+                        return ControlFlow::Continue(reason);
+                    }
+                }
+                Err(_) => {
+                    fail_all(&mut batch, &StoreError::Timeout);
+                    return ControlFlow::Continue(Arc::from("a call got no answer in time"));
+                }
+            }
+        }
+    }
+
+    /// Takes what goes out together. Requests that nobody waits for are left out: they are never counted.
+    fn fill(&mut self, batch: &mut Vec<Request>, first: Request) {
+        let now = Instant::now();
+        let mut checks = 0;
+        let mut next = Some(first);
+        while let Some(request) = next {
+            if request.is_wanted(now) {
+                checks += request.encoded.checks();
+                batch.push(request);
+            } else {
+                request.answer(Err(StoreError::Timeout));
+            }
+            if batch.len() == MAX_BATCH || checks >= MAX_BATCH_CHECKS {
+                return;
+            }
+            next = self.queue.try_recv().ok();
+        }
+    }
+}
+
+/// Why a call has no reply, and whether its connection can be used again.
+struct Failure {
+    reason: Arc<str>,
+    is_lost: bool,
+}
+
+impl From<RedisError> for Failure {
+    fn from(error: RedisError) -> Failure {
+        // A server that has become a replica, or is about to go, is not asked again.
+        let is_lost = error.is_io_error() || error.is_unrecoverable_error() || error.kind() == ServerErrorKind::ReadOnly.into();
+        Failure { reason: Arc::from(error.to_string()), is_lost }
+    }
+}
+
+/// Runs the script. A server that does not know it ran nothing: it is told, and asked once more.
+async fn evaluate(link: &mut Link, command: &Cmd) -> Result<Vec<u8>, Failure> {
+    let mut reply = link.connection.send_packed_command(command).await?;
+    if matches!(&reply, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoScript)) {
+        script::load(&mut link.connection).await?;
+        reply = link.connection.send_packed_command(command).await?;
+    }
+    match reply.extract_error()? {
+        Value::BulkString(reply) => Ok(reply),
+        _ => Err(Failure { reason: Arc::from("a reply that is none of the script"), is_lost: true }),
+    }
+}
+
+fn answer_all(batch: &mut Vec<Request>, mut reply: &[u8]) {
+    for request in batch.drain(..) {
+        let answer = wire::take_answer(&mut reply, &request.encoded);
+        request.answer(answer.unwrap_or_else(|| Err(StoreError::Unavailable(Arc::from("a reply that is none of the script")))));
+    }
+}
+
+fn fail_all(batch: &mut Vec<Request>, error: &StoreError) {
+    for request in batch.drain(..) {
+        request.answer(Err(error.clone()));
+    }
+}
+
+/// Between half of a pause and all of it, so that threads and replicas do not come back at one instant.
+fn jittered(pause: Duration) -> Duration {
+    let random = foldhash::fast::RandomState::default().hash_one(()) % 1_000;
+    pause / 2 + pause * u32::try_from(random).expect("less than a thousand") / 2_000
+}

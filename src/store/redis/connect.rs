@@ -1,0 +1,176 @@
+//! Connections to one Redis server: TCP, TLS or unix socket, ready when the script is loaded. A pool bounds and makes them; a
+//! connection's task lives in the runtime of the thread that asked for it, so a connection is kept or closed, never handed on.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use deadpool::managed::{Metrics, Object, Pool, PoolError, RecycleError, RecycleResult};
+use deadpool_redis::redis::aio::MultiplexedConnection;
+use deadpool_redis::redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError,
+    RedisResult, TlsCertificates, cmd,
+};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::script;
+
+/// The most connections of a process: one for each server thread, and a few for administration.
+const MAX_CONNECTIONS: usize = 1_024;
+
+/// Where the counters are kept, and with how much patience.
+#[derive(Clone, Debug)]
+pub struct RedisSettings {
+    /// `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, `redis+unix:///path?user=…&pass=…`.
+    pub url: String,
+    /// The authorities, in PEM, to trust for `rediss://` instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// What every key that weir writes begins with.
+    pub key_prefix: String,
+    /// How long making a connection may take, script and all.
+    pub connect_timeout: Duration,
+    /// How long a call may go without an answer before its connection is given up.
+    pub store_timeout: Duration,
+}
+
+/// Why the settings name no Redis.
+#[derive(Debug, thiserror::Error)]
+pub enum RedisSettingsError {
+    #[error("not the address of a Redis server: {0}")]
+    Url(String),
+    #[error("{path}: {reason}")]
+    CaFile { path: PathBuf, reason: String },
+    #[error("a file of certificate authorities is for rediss:// alone")]
+    CaFileWithoutTls,
+}
+
+/// Makes connections; shared by all threads.
+#[derive(Clone)]
+pub struct Connector {
+    pool: Pool<Dialer>,
+    pub(super) settings: Arc<RedisSettings>,
+}
+
+impl Connector {
+    /// # Errors
+    /// When the address or the file of authorities is malformed. Nothing is connected yet.
+    pub fn new(settings: RedisSettings) -> Result<Connector, RedisSettingsError> {
+        let dialer =
+            Dialer { client: client(&settings)?, connect_timeout: settings.connect_timeout, warned: AtomicBool::new(false) };
+        let pool = Pool::builder(dialer).max_size(MAX_CONNECTIONS).build().expect("a pool without timeouts needs no runtime");
+        Ok(Connector { pool, settings: Arc::new(settings) })
+    }
+
+    /// A new connection that knows the script.
+    pub(super) async fn connect(&self) -> Result<Object<Dialer>, Arc<str>> {
+        self.pool.get().await.map_err(|error| match error {
+            PoolError::Backend(error) => Arc::from(error.to_string()),
+            error => Arc::from(error.to_string()),
+        })
+    }
+}
+
+fn client(settings: &RedisSettings) -> Result<Client, RedisSettingsError> {
+    let bad_url = |error: RedisError| RedisSettingsError::Url(error.to_string());
+    let info: ConnectionInfo = settings.url.as_str().into_connection_info().map_err(bad_url)?;
+    // RESP3 is what lets the client tell a closed connection at once rather than at the next call.
+    let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    let info = info.set_redis_settings(redis);
+    let Some(path) = &settings.ca_file else {
+        return Client::open(info).map_err(bad_url);
+    };
+    if !settings.url.starts_with("rediss:") {
+        return Err(RedisSettingsError::CaFileWithoutTls);
+    }
+    let bad_file = |reason: String| RedisSettingsError::CaFile { path: path.clone(), reason };
+    let root_cert = std::fs::read(path).map_err(|error| bad_file(error.to_string()))?;
+    if !root_cert.windows(CERTIFICATE.len()).any(|window| window == CERTIFICATE) {
+        return Err(bad_file("no certificate in it; PEM is expected".to_owned()));
+    }
+    Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(root_cert) })
+        .map_err(|error| bad_file(error.to_string()))
+}
+
+/// How a certificate begins in PEM.
+const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
+
+/// An open connection. Clones share it.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub(super) connection: MultiplexedConnection,
+    lost: Arc<watch::Sender<bool>>,
+}
+
+impl Link {
+    /// Says that this connection is of no more use.
+    pub(super) fn give_up(&self) {
+        self.lost.send_replace(true);
+    }
+
+    /// Resolves when the server has closed the connection, or it was given up.
+    pub(super) fn lost(&self) -> watch::Receiver<bool> {
+        self.lost.subscribe()
+    }
+}
+
+/// What the pool makes connections with.
+pub(super) struct Dialer {
+    client: Client,
+    connect_timeout: Duration,
+    /// The warning about eviction is given once, until the policy is mended.
+    warned: AtomicBool,
+}
+
+impl deadpool::managed::Manager for Dialer {
+    type Type = Link;
+    type Error = RedisError;
+
+    async fn create(&self) -> RedisResult<Link> {
+        match timeout(self.connect_timeout, self.dial()).await {
+            Ok(link) => link,
+            Err(_) => Err(RedisError::from((ErrorKind::Io, "no connection in time"))),
+        }
+    }
+
+    /// Refused: a connection that came back belongs to a thread that has ended.
+    async fn recycle(&self, _: &mut Link, _: &Metrics) -> RecycleResult<RedisError> {
+        Err(RecycleError::message("connections are not handed on"))
+    }
+}
+
+impl Dialer {
+    async fn dial(&self) -> RedisResult<Link> {
+        let lost = Arc::new(watch::Sender::new(false));
+        let pushed = {
+            let lost = Arc::clone(&lost);
+            move |info: PushInfo| -> Result<(), std::convert::Infallible> {
+                if info.kind == PushKind::Disconnection {
+                    lost.send_replace(true);
+                }
+                Ok(())
+            }
+        };
+        // Timeouts are the caller's: whoever waits knows for how long.
+        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None).set_push_sender(pushed);
+        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        script::load(&mut connection).await?;
+        self.warn_of_eviction(&mut connection).await;
+        Ok(Link { connection, lost })
+    }
+
+    /// Redis that evicts removes counters silently: whoever was counted starts afresh.
+    async fn warn_of_eviction(&self, connection: &mut MultiplexedConnection) {
+        // INFO rather than CONFIG GET: hosted servers allow it.
+        let info: RedisResult<String> = cmd("INFO").arg("memory").query_async(connection).await;
+        let Ok(info) = info else { return };
+        let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")).unwrap_or("noeviction").trim();
+        let evicts = policy != "noeviction";
+        if evicts && !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(maxmemory_policy = policy, "Redis may evict counters; set maxmemory-policy noeviction");
+        } else if !evicts {
+            self.warned.store(false, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,64 @@
+-- sliding_counter.rs. State: the current window's first tick, its count, the previous window's count.
+local sliding_counter = {}
+do
+  -- start, elapsed, current, previous; KEEP where the stored state ends when its successor does
+  local function counts(limit, state, now)
+    local tick = floor(now / limit.tick)
+    local elapsed = tick % limit.period
+    local start = tick - elapsed
+    if not state then return start, elapsed, 0, 0 end
+    if #state ~= 24 then return nil end
+    local stored, current, previous = unpack_struct('<ddd', state)
+    if stored % 1 ~= 0 or stored < 0 or stored >= EXACT or current % 1 ~= 0 or current < 0 or current >= EXACT
+      or previous % 1 ~= 0 or previous < 0 or previous >= EXACT then return nil end
+    if stored >= start then return start, elapsed, current, previous, stored == start and current > 0 and KEEP end
+    if stored + limit.period == start then return start, elapsed, 0, current end
+    return start, elapsed, 0, 0
+  end
+
+  local function reset_after(limit, start, current, previous, now)
+    if current == 0 and previous == 0 then return 0 end
+    if current == 0 then return (start + limit.period) * limit.tick - now end
+    return (start + 2 * limit.period) * limit.tick - now
+  end
+
+  local function fits_at(limit, current, previous, cost)
+    local room = limit.requests - cost
+    if current <= room then return limit.period - floor((room - current) * limit.period / previous) end
+    return 2 * limit.period - floor(room * limit.period / current)
+  end
+
+  local function store(limit, start, current, previous, now)
+    return pack('<ddd', start, current, previous), reset_after(limit, start, current, previous, now)
+  end
+
+  function sliding_counter.step(limit, state, now, cost)
+    local start, elapsed, current, previous, kept = counts(limit, state, now)
+    if not start then return nil end
+    local period = limit.period
+    local whole = limit.requests * period
+    local used = previous * (period - elapsed) + current * period
+    local remaining = used < whole and floor((whole - used) / period) or 0
+    if cost > limit.requests then return false, remaining, NEVER, 0 end
+    if used + cost * period > whole then
+      return false, remaining, (start + fits_at(limit, current, previous, cost)) * limit.tick - now, 0
+    end
+    if cost == 0 then return true, remaining, reset_after(limit, start, current, previous, now), 0 end
+    local next, ttl = store(limit, start, current + cost, previous, now)
+    return true, remaining - cost, ttl, 0, next, kept or ttl
+  end
+
+  function sliding_counter.charge(limit, state, now, cost)
+    local start, _, current, previous = counts(limit, state, now)
+    local most = max(2 * limit.requests, current)
+    return store(limit, start, current + min(cost, most - current), previous, now)
+  end
+
+  function sliding_counter.refund(limit, state, now, cost)
+    local start, _, current, previous = counts(limit, state, now)
+    if current == 0 and previous == 0 then return nil end
+    local from_current = min(cost, current)
+    return store(limit, start, current - from_current, max(previous - (cost - from_current), 0), now)
+  end
+end
+

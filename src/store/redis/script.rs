@@ -1,0 +1,34 @@
+//! The script that decides in Redis, put together from one file per algorithm when weir is compiled, and how it gets there.
+
+use std::sync::LazyLock;
+
+use deadpool_redis::redis::aio::MultiplexedConnection;
+use deadpool_redis::redis::{RedisResult, Script, cmd};
+
+const SOURCE: &str = concat!(
+    include_str!("lua/prelude.lua"),
+    include_str!("lua/fixed_window.lua"),
+    include_str!("lua/sliding_log.lua"),
+    include_str!("lua/sliding_counter.lua"),
+    include_str!("lua/bucket.lua"),
+    include_str!("lua/penalty.lua"),
+    include_str!("lua/decide.lua"),
+);
+
+static DECIDE: LazyLock<Script> = LazyLock::new(|| Script::new(SOURCE));
+
+/// What EVALSHA calls the script by.
+pub(super) fn digest() -> &'static str {
+    DECIDE.get_hash()
+}
+
+/// Makes the script known to the server.
+pub(super) async fn load(connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    DECIDE.load_async(connection).await.map(drop)
+}
+
+/// One round trip: the server answers, and knows the script afterwards.
+pub(super) async fn check(connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    let (known,): (bool,) = cmd("SCRIPT").arg("EXISTS").arg(digest()).query_async(connection).await?;
+    if known { Ok(()) } else { load(connection).await }
+}

@@ -1,0 +1,129 @@
+//! Requests and replies of the script as bytes: packed little-endian numbers, doubles wherever Lua counts (whole and below 2^53,
+//! so exact). `lua/decide.lua` reads and writes the same layout.
+
+use std::sync::Arc;
+
+use deadpool_redis::redis::Cmd;
+use smallvec::SmallVec;
+
+use super::script;
+use crate::limit::{Check, MAX_EXACT, Micros, Operation, Outcome, RetryAfter};
+use crate::store::{Group, Outcomes, StoreError};
+
+/// A check: algorithm, operation, mode, charge, owner; cost, max_delay, requests, window, burst, tick.
+const CHECK_SIZE: usize = 4 + 2 + 6 * 8;
+/// The number of checks, and whether the request is refused.
+const GROUP_HEADER: usize = 2 + 1;
+/// The time, and the number of groups.
+const CALL_HEADER: usize = 8 + 4;
+/// A check's part in the reply: its kind; remaining, after, delay.
+const ANSWER_SIZE: usize = 1 + 3 * 8;
+/// The most checks of one request: bounds how long the script may hold Redis up.
+pub(super) const MAX_CHECKS: usize = 16_384;
+
+/// One request, ready to be sent: nothing of it belongs to its caller any more.
+pub(super) struct Encoded {
+    /// The packed checks, then the keys.
+    bytes: Vec<u8>,
+    key_lengths: SmallVec<[u32; 4]>,
+}
+
+impl Encoded {
+    /// `None` for more than [`MAX_CHECKS`].
+    pub(super) fn new(group: &Group) -> Option<Encoded> {
+        let count = u16::try_from(group.checks.len()).ok().filter(|&count| usize::from(count) <= MAX_CHECKS)?;
+        let keys: usize = group.keys.iter().map(|key| key.as_bytes().len()).sum();
+        let mut bytes = Vec::with_capacity(GROUP_HEADER + group.checks.len() * CHECK_SIZE + keys);
+        bytes.extend_from_slice(&count.to_le_bytes());
+        bytes.push(u8::from(group.refused));
+        for check in &group.checks {
+            pack(&mut bytes, check);
+        }
+        for key in &group.keys {
+            bytes.extend_from_slice(key.as_bytes());
+        }
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        Some(Encoded { bytes, key_lengths: group.keys.iter().map(|key| length(key.as_bytes())).collect() })
+    }
+
+    /// How many checks, and so keys, it has.
+    pub(super) fn checks(&self) -> usize {
+        self.key_lengths.len()
+    }
+
+    fn packed(&self) -> &[u8] {
+        &self.bytes[..GROUP_HEADER + self.checks() * CHECK_SIZE]
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = &self.bytes[self.packed().len()..];
+        self.key_lengths.iter().map(move |&length| {
+            let (key, others) = rest.split_at(length as usize);
+            rest = others;
+            key
+        })
+    }
+}
+
+fn pack(bytes: &mut Vec<u8>, check: &Check) {
+    let limit = &check.limit;
+    bytes.extend_from_slice(&[limit.algorithm() as u8, check.operation as u8, check.mode as u8, check.charge as u8]);
+    bytes.extend_from_slice(&check.owner.to_le_bytes());
+    let cost = if check.operation == Operation::Look { 0 } else { check.cost };
+    let max_delay = check.max_delay.map_or(-1.0, exact);
+    for number in
+        [exact(cost), max_delay, exact(limit.requests()), exact(limit.window()), exact(limit.burst()), exact(limit.tick())]
+    {
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+}
+
+/// Costs and delays saturate below 2^53; nothing else comes near.
+fn exact(number: u64) -> f64 {
+    number.min(MAX_EXACT - 1) as f64
+}
+
+/// One EVALSHA for all `requests`. `now` of `None` is the server's own clock.
+pub(super) fn call<'a>(requests: impl ExactSizeIterator<Item = &'a Encoded> + Clone, now: Option<Micros>) -> Cmd {
+    let checks = requests.clone().map(Encoded::checks).sum::<usize>();
+    let size = requests.clone().map(|request| request.packed().len()).sum::<usize>() + CALL_HEADER;
+    let mut packed = Vec::with_capacity(size);
+    packed.extend_from_slice(&exact(now.unwrap_or(0)).to_le_bytes());
+    packed.extend_from_slice(&u32::try_from(requests.len()).expect("a batch is bounded").to_le_bytes());
+    let bytes: usize = requests.clone().map(|request| request.bytes.len()).sum();
+    let mut command = Cmd::with_capacity(4 + checks, 64 + CALL_HEADER + bytes);
+    command.arg("EVALSHA").arg(script::digest()).arg(checks);
+    for request in requests {
+        packed.extend_from_slice(request.packed());
+        for key in request.keys() {
+            command.arg(key);
+        }
+    }
+    command.arg(packed);
+    command
+}
+
+/// Takes the answer to one request off the front of the reply. `None` when it is not a reply of our script.
+pub(super) fn take_answer(reply: &mut &[u8], request: &Encoded) -> Option<Result<Outcomes, StoreError>> {
+    let (answer, rest) = reply.split_at_checked(request.checks() * ANSWER_SIZE)?;
+    *reply = rest;
+    let mut outcomes = Outcomes::with_capacity(request.checks());
+    for (answer, key) in answer.chunks_exact(ANSWER_SIZE).zip(request.keys()) {
+        let [remaining, after, delay] = [1, 9, 17].map(|at| number(&answer[at..at + 8]));
+        outcomes.push(match answer[0] {
+            // The largest double that Lua sends, 2^64, saturates to u64::MAX: nothing limits.
+            1 => Outcome::Allowed { remaining: remaining as u64, reset_after: after as u64, delay: delay as u64 },
+            0 if after < 0.0 => Outcome::Denied { remaining: remaining as u64, retry_after: RetryAfter::Never },
+            0 => Outcome::Denied { remaining: remaining as u64, retry_after: RetryAfter::In(after as u64) },
+            2 => return Some(Err(StoreError::Foreign(Arc::from(key.escape_ascii().to_string())))),
+            // Another key of this request is foreign.
+            3 => continue,
+            _ => return None,
+        });
+    }
+    Some(Ok(outcomes))
+}
+
+fn number(bytes: &[u8]) -> f64 {
+    f64::from_le_bytes(bytes.try_into().expect("a double has eight bytes"))
+}

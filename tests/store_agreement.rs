@@ -1,0 +1,342 @@
+//! Memory and Redis decide alike, to the last unit: both go through the same random requests on an injected clock, and after each
+//! batch every outcome and every state must be equal. `AGREEMENT_SEED=n` explores from another seed.
+
+mod support {
+    pub mod redis;
+}
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use deadpool_redis::redis::aio::MultiplexedConnection;
+use deadpool_redis::redis::cmd;
+use futures_util::future::join_all;
+use support::redis::RedisServer;
+use tokio::time::Instant;
+use weir::limit::{Algorithm, Charge, Check, DAY, HOUR, Hit, Limit, MINUTE, Micros, Mode, Operation, SECOND, State, WEEK, YEAR};
+use weir::rules::key::{self, Key, Part};
+use weir::store::memory::{DEFAULT_MAX_COUNTERS, MemoryStore};
+use weir::store::redis::{Connector, RedisSettings, RedisStore};
+use weir::store::{Clock, Group, Store};
+
+const SEEDS: [u64; 4] = [1, 2, 3, 4];
+/// Requests decided by both stores for each seed.
+const REQUESTS: usize = 30_000;
+/// Batches on one set of counters, before another one is begun.
+const ROUNDS: usize = 100;
+const MAX_REQUESTS_A_BATCH: u64 = 64;
+
+const ALGORITHMS: [Algorithm; 6] = [
+    Algorithm::FixedWindow,
+    Algorithm::SlidingLog,
+    Algorithm::SlidingCounter,
+    Algorithm::TokenBucket,
+    Algorithm::LeakyBucket,
+    Algorithm::Penalty,
+];
+const WINDOWS: [Micros; 11] = [250, SECOND, 10 * SECOND, MINUTE, 61 * SECOND, HOUR, DAY, DAY + SECOND, WEEK, YEAR, 10 * YEAR];
+
+#[tokio::test]
+async fn memory_and_redis_agree() {
+    let seeds = match std::env::var("AGREEMENT_SEED") {
+        Ok(seed) => vec![seed.parse().expect("AGREEMENT_SEED is a number")],
+        Err(_) => SEEDS.to_vec(),
+    };
+    let server = RedisServer::start();
+    for seed in seeds {
+        let mut run = Run::new(&server, seed).await;
+        run.decide(REQUESTS).await;
+    }
+}
+
+/// Both stores on one clock.
+struct Run {
+    random: Random,
+    seed: u64,
+    now: Arc<AtomicU64>,
+    memory: MemoryStore,
+    redis: RedisStore,
+    connection: MultiplexedConnection,
+    counters: Vec<Counter>,
+    decided: usize,
+}
+
+/// A counter that requests of this run share: its shape is fixed, its size is not.
+struct Counter {
+    key: Key,
+    algorithm: Algorithm,
+    window: Micros,
+}
+
+impl Run {
+    async fn new(server: &RedisServer, seed: u64) -> Run {
+        let now = Arc::new(AtomicU64::new(0));
+        let clock = Clock::Manual(Arc::clone(&now));
+        let settings = RedisSettings {
+            url: server.url(),
+            ca_file: None,
+            key_prefix: String::new(),
+            connect_timeout: Duration::from_secs(10),
+            store_timeout: Duration::from_secs(10),
+        };
+        let redis = RedisStore::new(&Connector::new(settings).expect("the settings are good"), clock.clone());
+        redis.ready().await;
+        Run {
+            random: Random(seed),
+            seed,
+            now,
+            memory: MemoryStore::new(clock, DEFAULT_MAX_COUNTERS),
+            redis,
+            connection: server.connection().await,
+            counters: Vec::new(),
+            decided: 0,
+        }
+    }
+
+    async fn decide(&mut self, requests: usize) {
+        for set in 0.. {
+            self.begin(set);
+            for _ in 0..ROUNDS {
+                let groups: Vec<Group> = (0..=self.random.below(MAX_REQUESTS_A_BATCH)).map(|_| self.group()).collect();
+                self.decide_batch(&groups).await;
+                if self.decided >= requests {
+                    return;
+                }
+                self.move_clock().await;
+            }
+        }
+    }
+
+    /// Fresh counters: few, so that requests of a batch meet; the tenth of them used by nearly everyone.
+    fn begin(&mut self, set: usize) {
+        self.now.store(1_700_000_000 * SECOND + self.random.below(YEAR), Ordering::Release);
+        let few = 6 + self.random.below(60);
+        self.counters = (0..few)
+            .map(|number| {
+                let algorithm = self.random.one_of(&ALGORITHMS);
+                let window = self.random.one_of(&WINDOWS);
+                let name = format!("{}-{set}-{number}", self.seed);
+                let parts = [Part { key: b"counter", value: name.as_bytes(), shared: false }];
+                let shape = weir::limit::Shape { algorithm, window };
+                let key =
+                    key::key(&key::domain_prefix("", b"agreement"), &key::entries(parts.into_iter(), 0), &key::shape_suffix(shape));
+                Counter { key, algorithm, window }
+            })
+            .collect();
+    }
+
+    async fn decide_batch(&mut self, groups: &[Group]) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let by_redis = join_all(groups.iter().map(|group| self.redis.apply(group, deadline))).await;
+        let now = self.now.load(Ordering::Acquire);
+        for (group, by_redis) in groups.iter().zip(by_redis) {
+            let by_memory = self.memory.decide(group);
+            self.decided += 1;
+            assert_eq!(
+                by_redis.as_ref(),
+                Ok(&by_memory),
+                "seed {}, request {}, at {now}: Redis, then memory, for {group:#?}",
+                self.seed,
+                self.decided
+            );
+        }
+        for (counter, by_redis) in self.counters.iter().zip(self.stored().await) {
+            let by_memory = self.memory.state(&counter.key);
+            let absent = by_memory.is_none() && by_redis.as_ref().is_some_and(|state| counter.is_over(state, now));
+            assert!(
+                by_redis == by_memory || absent,
+                "seed {}, request {}, at {now}: {:?} is {by_redis:?} in Redis and {by_memory:?} in memory",
+                self.seed,
+                self.decided,
+                counter.key
+            );
+        }
+    }
+
+    async fn stored(&self) -> Vec<Option<State>> {
+        let mut command = cmd("MGET");
+        for counter in &self.counters {
+            command.arg(counter.key.as_bytes());
+        }
+        let stored: Vec<Option<Vec<u8>>> = command.query_async(&mut self.connection.clone()).await.expect("Redis answers");
+        let both = stored.into_iter().zip(&self.counters);
+        both.map(|(stored, counter)| stored.map(|stored| parse(&stored, counter.algorithm))).collect()
+    }
+
+    /// Not at all, within a tick, within a window, over windows, and back. Redis expires by the real clock, so what is over by
+    /// the injected one is deleted where that could be told: a bucket whose size will change, and all before a step back.
+    async fn move_clock(&mut self) {
+        let before = self.now.load(Ordering::Acquire);
+        let window = self.random.one_of(&self.counters.iter().map(|counter| counter.window).collect::<Vec<_>>());
+        let (steps_back, by) = match self.random.below(10) {
+            0 | 1 => (false, 0),
+            2 => (false, self.random.below(2_000)),
+            3..=5 => (false, self.random.below(window / 4 + 1)),
+            6 => (false, window),
+            7 => (false, self.random.below(3 * window)),
+            8 => (true, self.random.below(window / 2 + 1)),
+            _ => (true, self.random.below(2 * window)),
+        };
+        if steps_back {
+            self.memory.sweep();
+            self.forget(|_| true).await;
+        }
+        let after = if steps_back { before - by } else { (before + by).min(4_000_000_000 * SECOND) };
+        self.now.store(after, Ordering::Release);
+        self.memory.sweep();
+        self.forget(|counter| counter.algorithm.is_bucket()).await;
+    }
+
+    /// Deletes from Redis what has expired in memory.
+    async fn forget(&self, which: impl Fn(&Counter) -> bool) {
+        let over = self.counters.iter().filter(|counter| which(counter) && self.memory.state(&counter.key).is_none());
+        let over: Vec<&[u8]> = over.map(|counter| counter.key.as_bytes()).collect();
+        if !over.is_empty() {
+            cmd("DEL").arg(over).exec_async(&mut self.connection.clone()).await.expect("Redis answers");
+        }
+    }
+
+    /// A request: refunds first, then checks on distinct counters; a refund's counter may occur again.
+    fn group(&mut self) -> Group {
+        let mut group = Group { refused: self.random.one_in(20), ..Group::default() };
+        let refunds = if self.random.one_in(5) { 1 + self.random.below(2) } else { 0 };
+        let others = match self.random.below(8) {
+            0..=3 => 1,
+            4 | 5 => 2,
+            _ => 1 + self.random.below(5),
+        };
+        let mut is_taken = vec![false; self.counters.len()];
+        for place in 0..refunds + others {
+            if place == refunds {
+                is_taken.fill(false);
+            }
+            let number = self.random.index(self.counters.len());
+            if !std::mem::replace(&mut is_taken[number], true) {
+                let check = self.check(number, place < refunds);
+                group.keys.push(self.counters[number].key.clone());
+                group.checks.push(check);
+            }
+        }
+        group
+    }
+
+    fn check(&mut self, number: usize, is_refund: bool) -> Check {
+        let random = &mut self.random;
+        let limit = self.counters[number].limit(random);
+        let operation = match is_refund {
+            true => Operation::Refund,
+            false => random.one_of(&[Operation::Take, Operation::Take, Operation::Take, Operation::Look, Operation::Report]),
+        };
+        let cost = match random.below(12) {
+            0 => 0,
+            1..=5 => 1,
+            6 | 7 => 1 + random.below(10),
+            8 => limit.capacity() / 2 + 1,
+            9 => limit.capacity(),
+            10 => limit.capacity().saturating_add(1 + random.below(3)),
+            _ => random.one_of(&[u64::MAX, u64::from(u32::MAX), 1 << 53, (1 << 53) - 1]),
+        };
+        Check {
+            limit,
+            operation,
+            cost,
+            mode: random.one_of(&[Mode::Enforce, Mode::Enforce, Mode::Shadow, Mode::Quota]),
+            charge: random.one_of(&[Charge::Admitted, Charge::Admitted, Charge::Always]),
+            max_delay: if random.one_in(3) { Some(random.below(2 * limit.window())) } else { None },
+            owner: u16::try_from(random.below(3)).expect("it is small"),
+        }
+    }
+}
+
+impl Counter {
+    /// Any size that this shape can have, small ones above all.
+    fn limit(&self, random: &mut Random) -> Limit {
+        if self.algorithm == Algorithm::Penalty {
+            return Limit::penalty(1 + random.below(self.window)).expect("a short block is a block");
+        }
+        let largest = match Limit::new(self.algorithm, u64::MAX, self.window, None) {
+            Err(weir::limit::LimitError::TooLarge { largest, .. }) => largest,
+            _ => weir::limit::MAX_LOG_REQUESTS,
+        };
+        let requests = match random.below(20) {
+            0 => 0,
+            1 => largest,
+            2 => 1 + random.below(largest),
+            3..=5 => 1 + random.below(largest.min(1_000)),
+            _ => 1 + random.below(12),
+        };
+        let burst = match random.below(8) {
+            _ if !self.algorithm.is_bucket() || requests == 0 => None,
+            0 => Some(0),
+            1 => Some(largest),
+            2..=4 => Some(random.below(30)),
+            _ => None,
+        };
+        Limit::new(self.algorithm, requests, self.window, burst).expect("the size is within bounds")
+    }
+
+    /// Whether a state that Redis still keeps says no more than none would. Buckets are deleted in time instead.
+    fn is_over(&self, state: &State, now: Micros) -> bool {
+        let limit = match self.algorithm {
+            Algorithm::Penalty => Limit::penalty(self.window),
+            algorithm => Limit::new(algorithm, 1, self.window, None),
+        };
+        let limit = limit.expect("it is a small limit");
+        match self.algorithm {
+            Algorithm::Penalty => limit.step(Some(state), now, 0, None).outcome.is_allowed(),
+            algorithm => !algorithm.is_bucket() && limit.refund(Some(state), now, 1).next.is_none(),
+        }
+    }
+}
+
+/// A stored value: little-endian doubles.
+fn parse(value: &[u8], algorithm: Algorithm) -> State {
+    assert!(value.len().is_multiple_of(8), "{algorithm:?} is kept in doubles: {value:?}");
+    let doubles = value.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().expect("eight bytes")));
+    let numbers: Vec<u64> = doubles
+        .map(|double| {
+            assert!(double >= 0.0 && double.fract() == 0.0 && double < 2f64.powi(53), "{double} is whole and exact");
+            double as u64
+        })
+        .collect();
+    match (algorithm, numbers.as_slice()) {
+        (Algorithm::FixedWindow, &[start, count]) => State::Window { start, count },
+        (Algorithm::SlidingCounter, &[start, current, previous]) => State::Counter { start, current, previous },
+        (Algorithm::TokenBucket | Algorithm::LeakyBucket, &[at, debt]) => State::Meter { at, debt },
+        (Algorithm::Penalty, &[until]) => State::Blocked { until },
+        (Algorithm::SlidingLog, [total, pairs @ ..]) => {
+            let hits = pairs.chunks_exact(2).map(|pair| Hit { at: pair[0], count: pair[1] }).collect();
+            State::Log { total: *total, hits }
+        }
+        (algorithm, numbers) => panic!("{numbers:?} is no state of {algorithm:?}"),
+    }
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014): small, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn index(&mut self, length: usize) -> usize {
+        usize::try_from(self.below(length as u64)).expect("an index is small")
+    }
+
+    fn one_in(&mut self, times: u64) -> bool {
+        self.below(times) == 0
+    }
+
+    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.index(choices.len())]
+    }
+}
