@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::plan::{Kind, Plan, PlannedCheck, Source, Verdict};
 use super::{Domain, RuleId, RuleLimit};
-use crate::limit::{Micros, Mode, Outcome, RetryAfter};
+use crate::limit::{Micros, Mode, Operation, Outcome, RetryAfter};
 
 /// The answer to one request. `limits` are grouped by descriptor, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +110,8 @@ pub fn decide(domain: &Domain, plan: &Plan, outcomes: &[Outcome], shadow: bool) 
                 || planned.rule.is_some_and(|rule| domain.rule(rule).shadow && status_is_of_rule(first));
             status.shadowed = over && rule_shadows;
             status.code = if over && !rule_shadows { Code::OverLimit } else { Code::Ok };
-            if mode == Mode::Quota {
+            // A refund asks for nothing: it is no quota that could have room.
+            if mode == Mode::Quota && plan.group.checks[first.check].operation != Operation::Refund {
                 quotas += 1;
                 quotas_over += usize::from(over);
             }

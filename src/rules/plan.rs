@@ -1,7 +1,7 @@
 //! From a request to the checks that decide it: finds the rules, applies `replaces`, `allow`, `deny` and overrides, and merges
 //! checks of one counter.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use smallvec::SmallVec;
 
@@ -110,35 +110,7 @@ pub enum PlanError {
 pub fn plan(domain: &Domain, request: &Request<'_>, settings: PlanSettings, patience: Option<Micros>) -> Result<Plan, PlanError> {
     let found: SmallVec<[Option<Match<'_>>; 2]> =
         request.descriptors.iter().map(|descriptor| domain.tree.find(&descriptor.entries)).collect();
-    let rules = || found.iter().map(|found| found.as_ref().map(|found| domain.rule(found.rule)));
-    let replaced = |rule: &Rule| {
-        rule.name.as_ref().is_some_and(|name| rules().flatten().any(|other| other.replaces.iter().any(|one| one == name)))
-    };
-    let kinds: SmallVec<[Kind; 2]> = (request.descriptors.iter().zip(rules()))
-        .map(|(descriptor, rule)| match rule {
-            None if descriptor.limit.is_some() && !descriptor.entries.is_empty() => Kind::Limited,
-            None => Kind::Unmatched,
-            Some(rule) if rule.deny && !rule.shadow => {
-                if replaced(rule) {
-                    Kind::Replaced
-                } else {
-                    Kind::Deny
-                }
-            }
-            Some(rule) if rule.allow && !rule.shadow => {
-                if replaced(rule) {
-                    Kind::Replaced
-                } else {
-                    Kind::Allow
-                }
-            }
-            Some(_) if descriptor.limit.is_some() => Kind::Limited,
-            Some(rule) if rule.unlimited => Kind::Unlimited,
-            Some(rule) if replaced(rule) => Kind::Replaced,
-            Some(rule) if rule.limits.is_empty() => Kind::Unmatched,
-            Some(_) => Kind::Limited,
-        })
-        .collect();
+    let kinds = kinds(domain, request, &found)?;
     let verdict = verdict(&kinds, &found, settings);
     let mut planner = Planner {
         domain,
@@ -163,6 +135,37 @@ pub fn plan(domain: &Domain, request: &Request<'_>, settings: PlanSettings, pati
     let Planner { mut group, overrides, .. } = planner;
     refunds_first(&mut group, &mut descriptors);
     Ok(Plan { group, descriptors, overrides, verdict })
+}
+
+/// What each descriptor comes to. Names to replace are collected from all matched rules, also from those that are replaced or
+/// only watch.
+fn kinds(domain: &Domain, request: &Request<'_>, found: &[Option<Match<'_>>]) -> Result<SmallVec<[Kind; 2]>, PlanError> {
+    let rules = || found.iter().map(|found| found.as_ref().map(|found| domain.rule(found.rule)));
+    let replaced: HashSet<&str, foldhash::fast::RandomState> =
+        rules().flatten().flat_map(|rule| &rule.replaces).map(|name| &**name).collect();
+    let kinds = request.descriptors.iter().zip(rules()).enumerate();
+    kinds
+        .map(|(place, (descriptor, rule))| {
+            if let Some(limit) = descriptor.limit {
+                unit(place, limit)?;
+            }
+            let is_replaced = rule.and_then(|rule| rule.name.as_deref()).is_some_and(|name| replaced.contains(name));
+            Ok(kind(descriptor, rule, is_replaced))
+        })
+        .collect()
+}
+
+fn kind(descriptor: &Descriptor<'_>, rule: Option<&Rule>, is_replaced: bool) -> Kind {
+    match rule {
+        Some(rule) if rule.deny && !rule.shadow && !is_replaced => Kind::Deny,
+        Some(rule) if rule.allow && !rule.shadow && !is_replaced => Kind::Allow,
+        _ if descriptor.limit.is_some() && !descriptor.entries.is_empty() => Kind::Limited,
+        None => Kind::Unmatched,
+        Some(rule) if rule.unlimited => Kind::Unlimited,
+        Some(_) if is_replaced => Kind::Replaced,
+        Some(rule) if rule.limits.is_empty() => Kind::Unmatched,
+        Some(_) => Kind::Limited,
+    }
 }
 
 /// `deny` beats `allow`; the first of either counts.
@@ -207,7 +210,7 @@ impl Planner<'_> {
             None => self.entries(descriptor.entries.iter().map(|entry| Part { key: entry.key, value: entry.value, shared: false })),
         };
         let rule = found.map(|found| domain.rule(found.rule));
-        let owner = u16::try_from(self.group.checks.len()).unwrap_or(u16::MAX);
+        let owner = u16::try_from(place).unwrap_or(u16::MAX);
         if let Some(limit) = descriptor.limit {
             let limit = override_limit(place, limit, rule)?;
             let mut check = self.check(descriptor, &limit, planned.cost, Mode::Enforce, owner);
@@ -226,14 +229,13 @@ impl Planner<'_> {
             _ if self.settings.quota || rule.quota => Mode::Quota,
             _ => Mode::Enforce,
         };
-        let mut owner = owner;
         for (number, limit) in rule.limits.iter().enumerate() {
             let check = self.check(descriptor, limit, planned.cost, mode, owner);
             let key = key::key(&domain.key_prefix, &entries, &limit.key_suffix);
             let check = self.merge(key, check);
-            owner = self.group.checks[check].owner;
             planned.checks.push(PlannedCheck { check, source: Source::Rule(number) });
         }
+        let owner = self.own(planned, owner);
         if let Some(block) = rule.block.as_ref().filter(|_| mode == Mode::Enforce && !descriptor.is_negative_hits) {
             let key = key::key(&domain.key_prefix, &entries, &block.key_suffix);
             let operation = if planned.cost == 0 { Operation::Look } else { Operation::Take };
@@ -242,6 +244,16 @@ impl Planner<'_> {
             planned.checks.push(PlannedCheck { check, source: Source::Block });
         }
         Ok(())
+    }
+
+    /// One owner for all of a descriptor's checks, also those that were merged into an earlier one's.
+    fn own(&mut self, planned: &Planned, owner: u16) -> u16 {
+        let checks = &mut self.group.checks;
+        let owner = planned.checks.iter().map(|planned| checks[planned.check].owner).min().unwrap_or(owner);
+        for planned in &planned.checks {
+            checks[planned.check].owner = owner;
+        }
+        owner
     }
 
     fn entries<'p>(&self, parts: impl Iterator<Item = Part<'p>> + Clone) -> key::EntriesText {
@@ -321,7 +333,7 @@ fn merge_into(known: &mut Check, other: Check) {
 
 /// The limit of a request-level override: by the algorithm of the rule that it replaces, else fixed_window.
 fn override_limit(descriptor: usize, given: LimitOverride, rule: Option<&Rule>) -> Result<RuleLimit, PlanError> {
-    let unit = Unit::from_number(given.unit).ok_or(PlanError::UnknownUnit { descriptor, unit: given.unit })?;
+    let unit = unit(descriptor, given)?;
     let window = unit.window().saturating_mul(u64::from(given.unit_multiplier.unwrap_or(1).max(1)));
     let algorithm = rule.and_then(|rule| rule.limits.first()).map_or(Algorithm::FixedWindow, |first| first.limit.algorithm());
     let requests = given.requests_per_unit;
@@ -333,6 +345,10 @@ fn override_limit(descriptor: usize, given: LimitOverride, rule: Option<&Rule>) 
         limit.max_wait = first.max_wait;
     }
     Ok(limit)
+}
+
+fn unit(descriptor: usize, given: LimitOverride) -> Result<Unit, PlanError> {
+    Unit::from_number(given.unit).ok_or(PlanError::UnknownUnit { descriptor, unit: given.unit })
 }
 
 /// Refunds are committed whatever the rest says, so stores take them before they read the other checks.
