@@ -231,11 +231,12 @@ proptest! {
         cost in 1..5u64,
     ) {
         history.limit = limit;
-        let max_delay = Some(limit.window() * share / 1000);
+        let longest = limit.window() * share / 1000;
+        let max_delay = Some(longest);
         let (state, now) = history.play();
         let ask = |now| limit.step(state.as_ref(), now, cost, max_delay).outcome;
         match ask(now) {
-            Outcome::Allowed { delay, .. } => prop_assert!(delay <= max_delay.unwrap_or(0)),
+            Outcome::Allowed { delay, .. } => prop_assert!(delay <= longest),
             Outcome::Denied { retry_after: RetryAfter::In(retry), .. } => {
                 prop_assert!(retry > 0 && !ask(now + retry - 1).is_allowed() && ask(now + retry).is_allowed());
             }

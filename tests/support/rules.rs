@@ -1,0 +1,136 @@
+//! Rules and requests made by hand, for tests below the rule files.
+
+#![allow(dead_code, unreachable_pub)] // Each test file uses a part of it.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use weir::limit::{Algorithm, Limit, Micros, SECOND};
+use weir::rules::decision::{self, Code, Decision};
+use weir::rules::key::domain_prefix;
+use weir::rules::plan::{Plan, PlanSettings, plan};
+use weir::rules::request::{Descriptor, Entry, Request};
+use weir::rules::tree::{Matcher, Node, Pattern};
+use weir::rules::{Block, Domain, OnStoreFailure, ResponseOptions, Rule, RuleId, RuleLimit};
+use weir::store::Clock;
+use weir::store::memory::MemoryStore;
+
+/// The time at which trials stand still: the first second of 2026.
+pub const NOW: Micros = 1_767_225_600 * SECOND;
+
+/// A rule that says nothing yet.
+pub fn rule() -> Rule {
+    Rule {
+        name: None,
+        path: "rule".into(),
+        layer: "rule".into(),
+        limits: Vec::new(),
+        block: None,
+        unlimited: false,
+        allow: false,
+        deny: false,
+        shadow: false,
+        quota: false,
+        replaces: Vec::new(),
+        on_store_failure: OnStoreFailure::Error,
+        metadata: None,
+        source: "test.yaml:1".into(),
+    }
+}
+
+pub fn limit(algorithm: Algorithm, requests: u64, window: Micros) -> RuleLimit {
+    RuleLimit::new(Limit::new(algorithm, requests, window, None).expect("a limit"), "policy")
+}
+
+/// A rule of one fixed window.
+pub fn fixed(requests: u64, window: Micros) -> Rule {
+    Rule { limits: vec![limit(Algorithm::FixedWindow, requests, window)], ..rule() }
+}
+
+pub fn named(name: &str, rule: Rule) -> Rule {
+    Rule { name: Some(name.into()), ..rule }
+}
+
+pub fn blocking(block_for: Micros, rule: Rule) -> Rule {
+    Rule { block: Some(Block::new(Limit::penalty(block_for).expect("a block"))), ..rule }
+}
+
+/// A path's rules; of an entry, the value `""` is the key alone and an asterisk makes a pattern, shared if it ends in `~`.
+pub fn domain(rules: &[(&[(&str, &str)], Rule)]) -> Domain {
+    let mut tree = Node::default();
+    for (place, (path, _)) in rules.iter().enumerate() {
+        let mut node = &mut tree;
+        for (key, value) in *path {
+            node = node.child(key, matcher(value)).0;
+        }
+        node.rule = Some(RuleId(u32::try_from(place).expect("few rules")));
+    }
+    tree.seal().expect("the patterns compile");
+    Domain {
+        name: "d".into(),
+        file: "test.yaml".into(),
+        key_prefix: domain_prefix("", b"d"),
+        subject: Vec::new(),
+        response: ResponseOptions::default(),
+        tree,
+        rules: rules.iter().map(|(_, rule)| rule.clone()).collect(),
+        on_store_failure: OnStoreFailure::Error,
+    }
+}
+
+fn matcher(value: &str) -> Matcher {
+    match value.strip_suffix('~').unwrap_or(value) {
+        "" => Matcher::Any,
+        text if text.contains('*') => {
+            Matcher::Pattern { pattern: Pattern::wildcard(text), text: text.as_bytes().into(), shared: value.ends_with('~') }
+        }
+        text => Matcher::Exact(text.as_bytes().into()),
+    }
+}
+
+pub fn descriptor<'a>(entries: &[(&'a str, &'a str)]) -> Descriptor<'a> {
+    let entries = entries.iter().map(|(key, value)| Entry { key: key.as_bytes(), value: value.as_bytes() });
+    Descriptor { entries: entries.collect(), ..Descriptor::default() }
+}
+
+pub fn request<'a>(descriptors: impl IntoIterator<Item = Descriptor<'a>>) -> Request<'a> {
+    Request { domain: b"d", descriptors: descriptors.into_iter().collect(), hits_addend: 0 }
+}
+
+pub fn hits(hits: u64, descriptor: Descriptor<'_>) -> Descriptor<'_> {
+    Descriptor { hits: Some(hits), ..descriptor }
+}
+
+/// Rules with counters, at a time that stands still.
+pub struct Trial {
+    pub domain: Domain,
+    pub settings: PlanSettings,
+    pub store: MemoryStore,
+}
+
+impl Trial {
+    pub fn new(rules: &[(&[(&str, &str)], Rule)]) -> Trial {
+        let clock = Clock::Manual(Arc::new(AtomicU64::new(NOW)));
+        Trial { domain: domain(rules), settings: PlanSettings::default(), store: MemoryStore::new(clock, 10_000) }
+    }
+
+    pub fn plan(&self, request: &Request<'_>) -> Plan {
+        plan(&self.domain, request, self.settings, None).expect("a request that can be planned")
+    }
+
+    pub fn ask(&self, request: &Request<'_>) -> Decision {
+        let plan = self.plan(request);
+        let outcomes = self.store.decide(&plan.group);
+        decision::decide(&self.domain, &plan, &outcomes, self.settings.shadow)
+    }
+
+    /// The codes of descriptors, and what remains of each.
+    pub fn statuses(&self, request: &Request<'_>) -> Vec<(Code, Option<u64>)> {
+        let decision = self.ask(request);
+        decision.statuses.iter().map(|status| (status.code, status.outcome().map(|outcome| outcome.remaining()))).collect()
+    }
+
+    pub fn code(&self, request: &Request<'_>) -> Code {
+        self.ask(request).code
+    }
+}
