@@ -64,6 +64,11 @@ impl MemoryStore {
         self.len() == 0
     }
 
+    /// Counters that there is room for without asking for more memory.
+    pub fn capacity(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().counters.capacity()).sum()
+    }
+
     /// Live counters dropped because the store was full, since the start.
     pub fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed)
