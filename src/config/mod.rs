@@ -16,6 +16,7 @@ mod pattern;
 pub mod problem;
 mod raw;
 mod reach;
+pub mod watch;
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
@@ -138,6 +139,12 @@ fn next_rules(compiled: Compiled, previous: &RuleSet, kept: &mut Vec<String>, wa
         rules.domains.insert(name.clone(), before.clone());
     }
     kept.sort();
+    let is_before =
+        |name: &[u8], domain: &Arc<Domain>| previous.domains.get(name).is_some_and(|before| Arc::ptr_eq(before, domain));
+    let same = rules.domains.iter().filter(|(name, domain)| is_before(name, domain)).count();
+    if same == rules.domains.len() && same == previous.domains.len() {
+        rules.revision = previous.revision;
+    }
     rules
 }
 

@@ -1,0 +1,172 @@
+//! Loads the rules again whenever what their path holds has changed.
+//!
+//! The directory is watched, never a file: after the second swap of a ConfigMap's `..data` link a watched file is a dead one. The
+//! directory's parent is watched too, for the directory itself being replaced; and the contents are compared every so often,
+//! for whatever the file system does not tell. All of it happens on a thread of its own, never on a runtime's.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+
+use super::files::{self, Fingerprint};
+use super::{LoadOptions, Loaded, compile};
+use crate::rules::RuleSet;
+
+/// When to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// So long nothing must happen before the files are read: editors and orchestrators write in several steps.
+    pub quiet: Duration,
+    /// So often the contents are compared even if nothing was heard.
+    pub poll: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing { quiet: Duration::from_millis(250), poll: Duration::from_secs(30) }
+    }
+}
+
+/// How many quiet times a restless directory can put the reading off.
+const MAX_PUT_OFF: u32 = 8;
+
+/// Watches until it is dropped.
+#[derive(Debug)]
+pub struct Watcher {
+    wake: SyncSender<()>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Watcher {
+    /// Watches a rules file or directory. `loaded` is what [`super::load`] made of it; `on_load` gets what follows, from a
+    /// thread of the watcher, once for each change of the contents.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(
+        path: impl Into<PathBuf>,
+        options: LoadOptions,
+        timing: Timing,
+        loaded: &Loaded,
+        on_load: impl FnMut(Loaded) + Send + 'static,
+    ) -> std::io::Result<Watcher> {
+        // One place is enough: a wake that finds it taken is answered by the look that is still to come.
+        let (wake, wakes) = sync_channel(1);
+        let stopped = Arc::new(AtomicBool::new(false));
+        let path = path.into();
+        let watch = Watch {
+            directory: directory(&path),
+            path,
+            options,
+            timing,
+            wakes,
+            stopped: stopped.clone(),
+            rules: loaded.rules.clone(),
+            fingerprint: loaded.fingerprint,
+            on_load,
+        };
+        let notify = wake.clone();
+        std::thread::Builder::new().name("rules".to_owned()).spawn(move || watch.run(notify))?;
+        // Whatever changed since the files were loaded.
+        let watcher = Watcher { wake, stopped };
+        watcher.trigger();
+        Ok(watcher)
+    }
+
+    /// Looks now, rather than when something is heard.
+    pub fn trigger(&self) {
+        // Full means that a look is about to happen anyway.
+        let _ = self.wake.try_send(());
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.stopped.store(true, Ordering::Release);
+        self.trigger();
+    }
+}
+
+/// The directory to watch: the path itself, or a file's parent.
+fn directory(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match path.parent() {
+        Some(parent) if !path.is_dir() && path.extension().is_some() => parent.to_owned(),
+        _ => path,
+    }
+}
+
+struct Watch<F> {
+    path: PathBuf,
+    directory: PathBuf,
+    options: LoadOptions,
+    timing: Timing,
+    wakes: Receiver<()>,
+    stopped: Arc<AtomicBool>,
+    rules: RuleSet,
+    fingerprint: Fingerprint,
+    on_load: F,
+}
+
+impl<F: FnMut(Loaded)> Watch<F> {
+    fn run(mut self, wake: SyncSender<()>) {
+        let directory = self.directory.clone();
+        let listener = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Reading is no change: without this, every look would cause the next.
+            let concerns =
+                |event: &notify::Event| !event.kind.is_access() && event.paths.iter().any(|path| path.starts_with(&directory));
+            if event.as_ref().map_or(true, concerns) {
+                let _ = wake.try_send(());
+            }
+        });
+        let mut listener = listener.map_err(|error| tracing::warn!(%error, "rules are polled only: no file events")).ok();
+        loop {
+            self.arm(listener.as_mut());
+            self.look();
+            match self.wakes.recv_timeout(self.timing.poll) {
+                Ok(()) => self.settle(),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if self.stopped.load(Ordering::Acquire) {
+                return;
+            }
+        }
+    }
+
+    /// Watches what now is at the path, before it is read: a directory made anew is not the one that was watched.
+    fn arm(&self, listener: Option<&mut RecommendedWatcher>) {
+        let Some(listener) = listener else { return };
+        let parent = self.directory.parent().map(|parent| (parent, RecursiveMode::NonRecursive));
+        // Beside a single file there may be anything, a whole file system.
+        let mode = if self.path.is_dir() { RecursiveMode::Recursive } else { RecursiveMode::NonRecursive };
+        for (path, mode) in parent.into_iter().chain([(&*self.directory, mode)]) {
+            // It may be watched or not, be there or not: the next poll tries again.
+            let _ = listener.unwatch(path);
+            let _ = listener.watch(path, mode);
+        }
+    }
+
+    /// Waits until nothing has happened for a while, within bounds.
+    fn settle(&self) {
+        let latest = Instant::now() + self.timing.quiet * MAX_PUT_OFF;
+        while !self.stopped.load(Ordering::Acquire) && Instant::now() < latest && self.wakes.recv_timeout(self.timing.quiet).is_ok()
+        {
+        }
+    }
+
+    fn look(&mut self) {
+        let found = files::find(&self.path);
+        if found.fingerprint == self.fingerprint || self.stopped.load(Ordering::Acquire) {
+            return;
+        }
+        self.fingerprint = found.fingerprint;
+        let loaded = compile(found, &self.path, &self.options, &self.rules);
+        self.rules = loaded.rules.clone();
+        (self.on_load)(loaded);
+    }
+}

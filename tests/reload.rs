@@ -1,0 +1,284 @@
+//! Rules files that change under a running server, on a real file system.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use weir::config::watch::{Timing, Watcher};
+use weir::config::{LoadOptions, Loaded, load};
+use weir::rules::RuleSet;
+
+/// Only to end a test that would wait for ever.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A directory that is watched, and what was last loaded from it.
+struct Watched {
+    directory: TempDir,
+    path: PathBuf,
+    watcher: Watcher,
+    loads: Receiver<Loaded>,
+    first: Loaded,
+}
+
+fn watched(path: &str, files: &[(&str, &str)], options: LoadOptions, poll: Duration) -> Watched {
+    let directory = TempDir::new().unwrap();
+    for (name, text) in files {
+        write(directory.path().join(name), text);
+    }
+    let path = directory.path().join(path);
+    let first = load(&path, &options, &RuleSet::default());
+    let (sender, loads) = channel();
+    let timing = Timing { quiet: Duration::from_millis(20), poll };
+    let watcher = Watcher::start(&path, options, timing, &first, move |loaded| {
+        let _ = sender.send(loaded);
+    });
+    Watched { directory, path, watcher: watcher.unwrap(), loads, first }
+}
+
+fn standard(files: &[(&str, &str)]) -> Watched {
+    watched("rules", files, LoadOptions::default(), Timing::default().poll)
+}
+
+impl Watched {
+    fn next(&self) -> Loaded {
+        self.loads.recv_timeout(PATIENCE).expect("a reload")
+    }
+
+    /// The next load in which something holds: a change may be seen in several steps.
+    fn until(&self, holds: impl Fn(&Loaded) -> bool) -> Loaded {
+        loop {
+            let loaded = self.next();
+            if holds(&loaded) {
+                return loaded;
+            }
+        }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+}
+
+fn write(path: impl AsRef<Path>, text: &str) {
+    fs::create_dir_all(path.as_ref().parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+/// A document with one rule.
+fn document(domain: &str, requests: u64) -> String {
+    format!("domain: {domain}\ndescriptors:\n  - key: user\n    rate_limit: {{unit: minute, requests_per_unit: {requests}}}\n")
+}
+
+fn requests(loaded: &Loaded, domain: &str) -> Option<u64> {
+    let domain = loaded.rules.domains.get(domain.as_bytes())?;
+    domain.rules.first().map(|rule| rule.limits[0].limit.requests())
+}
+
+#[test]
+fn an_edit_in_place_is_seen() {
+    let watched = standard(&[("rules/a.yaml", &document("a", 1))]);
+    assert_eq!((requests(&watched.first, "a"), watched.first.rules.revision), (Some(1), 1));
+    fs::write(watched.file("a.yaml"), document("a", 2)).unwrap();
+    let loaded = watched.until(|loaded| loaded.problems.is_empty());
+    assert_eq!(requests(&loaded, "a"), Some(2));
+    assert_eq!((&loaded.changes.domains_changed[..], loaded.changes.rules_changed), (&["a".to_owned()][..], 1));
+}
+
+#[test]
+fn an_atomic_rename_is_seen() {
+    let watched = standard(&[("rules/a.yaml", &document("a", 1))]);
+    for requests_now in [2, 3] {
+        let new = watched.file(".a.yaml.new");
+        fs::write(&new, document("a", requests_now)).unwrap();
+        fs::rename(new, watched.file("a.yaml")).unwrap();
+        assert_eq!(requests(&watched.next(), "a"), Some(requests_now));
+    }
+}
+
+#[test]
+fn a_file_as_path_is_watched_through_its_directory() {
+    let watched = watched("rules/a.yaml", &[("rules/a.yaml", &document("a", 1))], LoadOptions::default(), Timing::default().poll);
+    for requests_now in [2, 3] {
+        let new = watched.directory.path().join("rules/new");
+        fs::write(&new, document("a", requests_now)).unwrap();
+        fs::rename(new, &watched.path).unwrap();
+        assert_eq!(requests(&watched.next(), "a"), Some(requests_now));
+    }
+}
+
+/// As the kubelet does it: a directory with the new contents, then one rename of the link to it.
+fn swap(root: &Path, version: &str, files: &[(&str, &str)]) {
+    for (name, text) in files {
+        write(root.join(version).join(name), text);
+    }
+    let link = root.join("..data_tmp");
+    symlink(version, &link).unwrap();
+    fs::rename(link, root.join("..data")).unwrap();
+}
+
+#[test]
+fn a_config_map_is_followed_through_swaps() {
+    let directory = TempDir::new().unwrap();
+    let root = directory.path().join("rules");
+    fs::create_dir(&root).unwrap();
+    swap(&root, "..2024_01", &[("a.yaml", &document("a", 1))]);
+    symlink("..data/a.yaml", root.join("a.yaml")).unwrap();
+    let first = load(&root, &LoadOptions::default(), &RuleSet::default());
+    assert_eq!(requests(&first, "a"), Some(1), "{}", first.problems);
+    let (sender, loads) = channel();
+    let timing = Timing { quiet: Duration::from_millis(20), ..Timing::default() };
+    let _watcher = Watcher::start(&root, LoadOptions::default(), timing, &first, move |loaded| sender.send(loaded).unwrap());
+    for (version, old, requests_now) in
+        [("..2024_02", "..2024_01", 2), ("..2024_03", "..2024_02", 3), ("..2024_04", "..2024_03", 4)]
+    {
+        swap(&root, version, &[("a.yaml", &document("a", requests_now))]);
+        fs::remove_dir_all(root.join(old)).unwrap();
+        let loaded = loads.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(requests(&loaded, "a"), Some(requests_now), "{}", loaded.problems);
+    }
+}
+
+#[test]
+fn a_bad_file_keeps_its_domains_and_lets_others_change() {
+    let watched = standard(&[("rules/a.yaml", &document("a", 1)), ("rules/b.yaml", &document("b", 1))]);
+    fs::write(watched.file("new"), "domain: a\ndescriptors: [\n").unwrap();
+    fs::rename(watched.file("new"), watched.file("a.yaml")).unwrap();
+    fs::write(watched.file("new"), document("b", 2)).unwrap();
+    fs::rename(watched.file("new"), watched.file("b.yaml")).unwrap();
+    let loaded = watched.until(|loaded| requests(loaded, "b") == Some(2));
+    assert_eq!((requests(&loaded, "a"), loaded.problems.len()), (Some(1), 1));
+    assert_eq!(loaded.kept, ["a"]);
+    assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
+    fs::write(watched.file("new"), document("a", 3)).unwrap();
+    fs::rename(watched.file("new"), watched.file("a.yaml")).unwrap();
+    let loaded = watched.until(|loaded| loaded.problems.is_empty());
+    assert_eq!((requests(&loaded, "a"), loaded.kept.len()), (Some(3), 0));
+}
+
+#[test]
+fn a_vanished_file_keeps_its_domains() {
+    let watched = standard(&[("rules/a.yaml", &document("a", 1)), ("rules/b.yaml", &document("b", 1))]);
+    fs::remove_file(watched.file("a.yaml")).unwrap();
+    let loaded = watched.next();
+    assert_eq!([requests(&loaded, "a"), requests(&loaded, "b")], [Some(1), Some(1)]);
+    assert!(loaded.problems.is_empty() && loaded.changes.is_empty());
+    assert_eq!((&loaded.kept[..], loaded.warnings.len()), (&["a".to_owned()][..], 1));
+}
+
+#[test]
+fn a_torn_or_emptied_file_keeps_its_domains() {
+    let watched = standard(&[("rules/a.yaml", &document("a", 1))]);
+    for torn in ["", "domain: a\n", "domain: a\ndescriptors:\n", "domain: a\ndescriptors:\n  - key: user\n    rate_limit:\n", "dom"]
+    {
+        fs::write(watched.file("new"), torn).unwrap();
+        fs::rename(watched.file("new"), watched.file("a.yaml")).unwrap();
+        let loaded = watched.next();
+        assert_eq!((requests(&loaded, "a"), &loaded.kept[..]), (Some(1), &["a".to_owned()][..]), "{torn:?}");
+        assert_eq!(loaded.problems.len(), 1, "{torn:?}: {}", loaded.problems);
+        assert_eq!(loaded.rules.revision, 1, "nothing changed");
+    }
+}
+
+#[test]
+fn an_emptied_deleted_and_recreated_directory_keeps_the_rules() {
+    let watched = standard(&[("rules/a.yaml", &document("a", 1))]);
+    fs::remove_dir_all(&watched.path).unwrap();
+    let loaded = watched.until(|loaded| !watched.path.exists() && !loaded.kept.is_empty());
+    assert_eq!(requests(&loaded, "a"), Some(1));
+    fs::create_dir(&watched.path).unwrap();
+    for requests_now in [2, 3] {
+        fs::write(watched.file("new"), document("a", requests_now)).unwrap();
+        fs::rename(watched.file("new"), watched.file("a.yaml")).unwrap();
+        let loaded = watched.until(|loaded| requests(loaded, "a") == Some(requests_now));
+        assert!(loaded.problems.is_empty(), "{}", loaded.problems);
+    }
+}
+
+#[test]
+fn a_domain_is_removed_on_purpose_only() {
+    let watched = standard(&[("rules/a.yaml", &document("a", 1)), ("rules/b.yaml", &document("b", 1))]);
+    fs::write(watched.file("new"), "domain: a\ndescriptors: []\n").unwrap();
+    fs::rename(watched.file("new"), watched.file("a.yaml")).unwrap();
+    let loaded = watched.until(|loaded| requests(loaded, "a").is_none());
+    assert_eq!((&loaded.changes.domains_removed[..], loaded.changes.rules_removed), (&["a".to_owned()][..], 1));
+    assert!(loaded.kept.is_empty() && loaded.problems.is_empty());
+    assert_eq!(requests(&loaded, "b"), Some(1));
+}
+
+#[test]
+fn a_bad_start_mends_itself() {
+    let watched = standard(&[("rules/a.yaml", &document("a", 1)), ("rules/b.yaml", "domain: b\n")]);
+    assert_eq!((watched.first.rules.revision, watched.first.rules.domains.len()), (0, 0));
+    fs::write(watched.file("b.yaml"), document("b", 1)).unwrap();
+    let loaded = watched.until(|loaded| loaded.problems.is_empty());
+    assert_eq!((loaded.rules.revision, requests(&loaded, "a"), requests(&loaded, "b")), (1, Some(1), Some(1)));
+}
+
+/// A rule of its own for each file of the domain.
+fn part(key: &str, requests: u64) -> String {
+    document("a", requests).replace("user", key)
+}
+
+#[test]
+fn a_merged_domain_loses_no_file() {
+    let options = LoadOptions { merge_domains: true, ..LoadOptions::default() };
+    let files = [("rules/a.yaml", &*part("x", 1)), ("rules/b.yaml", &*part("y", 1))];
+    let watched = watched("rules", &files, options, Timing::default().poll);
+    let count = |loaded: &Loaded| loaded.rules.domains[&b"a"[..]].rules.len();
+    assert_eq!(count(&watched.first), 2, "{}", watched.first.problems);
+    fs::write(watched.file("new"), "domain: a\ndescriptors: [\n").unwrap();
+    fs::rename(watched.file("new"), watched.file("b.yaml")).unwrap();
+    let loaded = watched.until(|loaded| !loaded.problems.is_empty());
+    assert_eq!((count(&loaded), &loaded.kept[..]), (2, &["a".to_owned()][..]));
+    fs::remove_file(watched.file("b.yaml")).unwrap();
+    let loaded = watched.until(|loaded| loaded.problems.is_empty());
+    assert_eq!((count(&loaded), loaded.warnings.len()), (2, 1), "{}", loaded.warnings);
+    fs::write(watched.file("new"), part("y", 2)).unwrap();
+    fs::rename(watched.file("new"), watched.file("c.yaml")).unwrap();
+    let loaded = watched.until(|loaded| loaded.kept.is_empty());
+    assert_eq!((count(&loaded), loaded.warnings.len()), (2, 0), "renamed, nothing lost: {}", loaded.warnings);
+    fs::write(watched.file("new"), "domain: a\ndescriptors: []\n").unwrap();
+    fs::rename(watched.file("new"), watched.file("c.yaml")).unwrap();
+    assert_eq!(count(&watched.until(|loaded| count(loaded) == 1)), 1);
+}
+
+#[test]
+fn equal_contents_are_no_reload() {
+    let watched = standard(&[("rules/a.yaml", &document("a", 1))]);
+    fs::write(watched.file("new"), document("a", 1)).unwrap();
+    fs::rename(watched.file("new"), watched.file("a.yaml")).unwrap();
+    watched.watcher.trigger();
+    fs::write(watched.file("a.yaml"), document("a", 2)).unwrap();
+    let loaded = watched.until(|loaded| loaded.problems.is_empty());
+    assert_eq!(requests(&loaded, "a"), Some(2), "the first that is heard of is a change");
+}
+
+#[test]
+fn what_no_event_tells_is_polled() {
+    let directory = TempDir::new().unwrap();
+    write(directory.path().join("real/rules/a.yaml"), &document("a", 1));
+    symlink("real", directory.path().join("link")).unwrap();
+    let path = directory.path().join("link/rules");
+    let first = load(&path, &LoadOptions::default(), &RuleSet::default());
+    let (sender, loads) = channel();
+    let timing = Timing { quiet: Duration::from_millis(20), poll: Duration::from_millis(50) };
+    let _watcher = Watcher::start(&path, LoadOptions::default(), timing, &first, move |loaded| sender.send(loaded).unwrap());
+    // The swapped link is neither in the directory nor in its parent.
+    write(directory.path().join("other/rules/a.yaml"), &document("a", 2));
+    symlink("other", directory.path().join("new")).unwrap();
+    fs::rename(directory.path().join("new"), directory.path().join("link")).unwrap();
+    assert_eq!(requests(&loads.recv_timeout(PATIENCE).unwrap(), "a"), Some(2));
+}
+
+#[test]
+fn a_dropped_watcher_ends() {
+    let watched = standard(&[("rules/a.yaml", &document("a", 1))]);
+    drop(watched.watcher);
+    // The thread owns the sender: it is gone once the thread is.
+    assert!(matches!(watched.loads.recv_timeout(PATIENCE), Err(std::sync::mpsc::RecvTimeoutError::Disconnected)));
+}
