@@ -190,7 +190,7 @@ impl<'c, 's> Compiler<'c, 's> {
     }
 
     fn boolean(&mut self, node: &Node<'_>, path: &Path<'_>) -> bool {
-        fields::boolean(node, path, self.report())
+        fields::boolean(node, path, self.report()).unwrap_or(false)
     }
 
     fn flag(&mut self, fields: &Fields<'_, '_>, key: &str, path: &Path<'_>) -> bool {
@@ -288,7 +288,8 @@ impl<'c, 's> Compiler<'c, 's> {
             let message = format!("`{limits}` does nothing beside `{key}: true`, which counts nothing");
             report.error(fields.place(limits), path, message).hint("keep one of the two");
         }
-        let without = if decides { "where nothing is counted" } else { "on a descriptor without a limit" };
+        let without =
+            if decides || drafts.unlimited.is_some() { "where nothing is counted" } else { "on a descriptor without a limit" };
         let counted = has_limits && drafts.unlimited.is_none();
         let idle = [
             ("shadow_mode", shadow && !has_limits && !decides),

@@ -19,8 +19,7 @@ impl<'n, 's> Fields<'n, 's> {
     /// Reports keys that are unknown, misplaced, not built yet or repeated; `None` where there is no map.
     pub(crate) fn read(node: &'n Node<'s>, level: Level, path: &Path<'_>, report: &mut Report<'_>) -> Option<Fields<'n, 's>> {
         let Value::Map(entries) = &node.value else {
-            let keys = keys::of(level);
-            let message = format!("expected {} to be a map with {}, found {}", level.name(), list(keys), describe(node));
+            let message = format!("expected {} to be a map with {}, found {}", level.name(), list(keys::of(level)), describe(node));
             report.error(node.at, path, message);
             return None;
         };
@@ -73,6 +72,7 @@ impl<'n, 's> Fields<'n, 's> {
 pub(crate) fn describe(node: &Node<'_>) -> String {
     match &node.value {
         Value::Scalar(Scalar { kind: Kind::Null, .. }) => "nothing".to_owned(),
+        Value::Scalar(Scalar { kind: Kind::Quoted, text }) => format!("the text `{}`", shorten(text)),
         Value::Scalar(Scalar { text, .. }) => format!("`{}`", shorten(text)),
         Value::List(_) => "a list".to_owned(),
         Value::Map(_) => "a map".to_owned(),
@@ -89,8 +89,11 @@ pub(crate) fn shorten(text: &str) -> String {
     }
 }
 
+/// The first few names.
 fn list(names: &[&str]) -> String {
-    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    const SHOWN: usize = 4;
+    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN { shown + ", …" } else { shown }
 }
 
 /// The text of a scalar, as written; null is the empty text.
@@ -118,21 +121,23 @@ pub(crate) fn items<'n, 's>(node: &'n Node<'s>, path: &Path<'_>, report: &mut Re
 }
 
 /// `true` or `false`; null is `false`. What YAML 1.1 takes for a boolean is accepted with a warning.
-pub(crate) fn boolean(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> bool {
-    match &node.value {
-        Value::Scalar(Scalar { kind: Kind::Bool(value), .. }) => *value,
-        Value::Scalar(Scalar { kind: Kind::Null, .. }) => false,
-        Value::Scalar(Scalar { kind: Kind::Plain, text }) if yaml11_boolean(text).is_some() => {
-            let value = yaml11_boolean(text).is_some_and(|value| value);
-            let message = format!("`{text}` is a boolean in YAML 1.1 only; it is taken as {value}");
+pub(crate) fn boolean(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<bool> {
+    let yaml11 = match &node.value {
+        Value::Scalar(Scalar { kind: Kind::Bool(value), .. }) => return Some(*value),
+        Value::Scalar(Scalar { kind: Kind::Null, .. }) => return Some(false),
+        Value::Scalar(Scalar { kind: Kind::Plain, text }) => yaml11_boolean(text),
+        _ => None,
+    };
+    match yaml11 {
+        Some(value) => {
+            let message = format!("{} is a boolean in YAML 1.1 only; it is taken as {value}", describe(node));
             report.warning(node.at, path, message).hint(format!("write `{value}`"));
-            value
         }
-        _ => {
+        None => {
             report.error(node.at, path, format!("expected true or false, found {}", describe(node)));
-            false
         }
     }
+    yaml11
 }
 
 /// The booleans of YAML 1.1 that are text in YAML 1.2.
@@ -155,6 +160,9 @@ pub(crate) enum Amount {
 pub(crate) fn amount(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<Amount> {
     let found = match &node.value {
         Value::Scalar(Scalar { kind: Kind::Integer | Kind::Float, text }) => parse_amount(text),
+        Value::Scalar(Scalar { kind: Kind::Quoted, text }) if parse_amount(text).is_ok() => {
+            Err("write it without quotes".to_owned())
+        }
         _ => Err(String::new()),
     };
     match found {

@@ -171,7 +171,7 @@ fn places(key: &str) -> Vec<&'static str> {
 /// The name that was probably meant.
 pub(crate) fn nearest<'k>(written: &str, names: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     /// Below this likeness a guess is worth less than a list.
-    const LIKE: f64 = 0.7;
+    const LIKE: f64 = 0.6;
     let plain = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect::<String>();
     let written = plain(written);
     let likeness = |name: &str| strsim::normalized_damerau_levenshtein(&written, &plain(name));

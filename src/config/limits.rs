@@ -160,12 +160,14 @@ fn limit(
     drafts: &mut Drafts,
 ) {
     drafts.written += 1;
+    match fields.get("unlimited").map(|node| fields::boolean(node, &path.key("unlimited"), report)) {
+        Some(Some(true)) => return unlimited(fields, path, report, drafts),
+        Some(None) => return,
+        Some(Some(false)) | None => {}
+    }
     if let Some(node) = fields.given("block_for") {
         let duration = fields::duration(node, &path.key("block_for"), report);
         drafts.blocks.extend(duration.map(|duration| (fields.place("block_for"), duration)));
-    }
-    if fields.get("unlimited").is_some_and(|node| fields::boolean(node, &path.key("unlimited"), report)) {
-        return unlimited(fields, path, report, drafts);
     }
     let errors = report.errors();
     let algorithm = fields.given("algorithm").map(|node| algorithm(node, path, report));

@@ -45,7 +45,9 @@ fn scalar(node: &Node<'_>, scalar: &Scalar<'_>, path: &Path<'_>, report: &mut Re
     match scalar.kind {
         Kind::Null => Json::Null,
         Kind::Bool(value) => Json::Bool(value),
-        Kind::Plain if fields::yaml11_boolean(&scalar.text).is_some() => Json::Bool(fields::boolean(node, path, report)),
+        Kind::Plain if fields::yaml11_boolean(&scalar.text).is_some() => {
+            Json::Bool(fields::boolean(node, path, report).unwrap_or(false))
+        }
         Kind::Integer | Kind::Float => {
             let digits = scalar.text.replace('_', "");
             let number = digits.parse::<i64>().ok().map(Number::from);

@@ -151,11 +151,11 @@ fn next_rules(compiled: Compiled, previous: &RuleSet, kept: &mut Vec<String>, wa
 /// Rules that went with a file that is gone, of a domain that other files still describe.
 fn lost_rules(before: &Domain, now: &Domain, gone: impl Fn(&str) -> bool) -> usize {
     let lost: Vec<&Rule> = before.rules.iter().filter(|rule| gone(file_of(rule))).collect();
-    if lost.is_empty() || now.rules.is_empty() {
+    if lost.is_empty() || now.rules.is_empty() || files_of(before).len() == 1 {
         return 0;
     }
     let paths: HashSet<&str> = now.rules.iter().map(|rule| &*rule.path).collect();
-    lost.iter().filter(|rule| files_of(before).len() > 1 && !paths.contains(&*rule.path)).count()
+    lost.iter().filter(|rule| !paths.contains(&*rule.path)).count()
 }
 
 fn file_of(rule: &Rule) -> &str {

@@ -88,7 +88,11 @@ fn read<'s>(source: &'s SourceFile, report: &mut Report<'s>, unreadable: &mut Ha
         Ok(documents) => documents,
         Err(error) => {
             unreadable.insert(source.name.clone());
-            report.error(error.at, "", error.message.clone()).snippet = error.snippet.clone();
+            let problem = report.error(error.at, "", error.message.clone());
+            problem.snippet = error.snippet.clone();
+            if error.message.contains("alias") {
+                problem.hint("a value that begins with `*` stands in quotes, or it is an alias: value: \"*.html\"");
+            }
             Vec::new()
         }
     }
@@ -96,7 +100,7 @@ fn read<'s>(source: &'s SourceFile, report: &mut Report<'s>, unreadable: &mut Ha
 
 fn document<'n, 's>(file: usize, place: usize, node: &'n Node<'s>, report: &mut Report<'_>) -> Option<Document<'n, 's>> {
     let errors = report.errors();
-    let path = Path::document(place);
+    let path = domain_of(node).map_or_else(|| Path::document(place), Path::domain);
     let fields = Fields::read(node, Level::Document, &path, report)?;
     let Some(domain) = fields.get("domain") else {
         if !fields.has_unknown(Level::Document) {
@@ -110,6 +114,17 @@ fn document<'n, 's>(file: usize, place: usize, node: &'n Node<'s>, report: &mut 
         return None;
     }
     Some(Document { file, name, fields, has_errors: report.errors() > errors })
+}
+
+/// The name that a document gives its domain, before anything is checked.
+fn domain_of<'n>(node: &'n Node<'_>) -> Option<&'n str> {
+    let raw::Value::Map(entries) = &node.value else { return None };
+    let text = |node: &'n Node<'_>| match &node.value {
+        raw::Value::Scalar(scalar) => Some(&*scalar.text),
+        _ => None,
+    };
+    let entry = entries.iter().find(|(key, _)| text(key) == Some("domain"));
+    entry.and_then(|(_, value)| text(value)).filter(|name| !name.is_empty())
 }
 
 fn domain(name: &str, documents: &[Document<'_, '_>], reports: &mut [Report<'_>], options: &LoadOptions) -> Option<Domain> {
@@ -246,7 +261,7 @@ fn response(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Respon
         response.problem_body = body.unwrap_or(false);
     }
     if let Some(node) = fields.given("metadata") {
-        response.metadata = fields::boolean(node, &path.key("metadata"), report);
+        response.metadata = fields::boolean(node, &path.key("metadata"), report).unwrap_or(false);
     }
     if let Some(node) = fields.given("reset_format") {
         let formats = [("delta", ResetFormat::Delta), ("epoch", ResetFormat::Epoch), ("iso", ResetFormat::Iso)];

@@ -107,7 +107,7 @@ fn regex(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<(P
 
 /// The reason of the regex crate, which draws a caret under the expression, with its character as a number.
 fn reason(error: &regex::Error) -> String {
-    let regex::Error::Syntax(text) = error else { return error.to_string() };
+    let regex::Error::Syntax(text) = error else { return error.to_string().trim_end_matches('.').to_owned() };
     let reason = text.lines().find_map(|line| line.strip_prefix("error: ")).unwrap_or(text);
     let caret = text.lines().find_map(|line| line.strip_prefix("    ").filter(|line| line.trim_start().starts_with('^')));
     match caret.and_then(|line| line.find('^')) {

@@ -218,7 +218,7 @@ impl<'s> Report<'s> {
         let lines = self.lines.get_or_init(|| self.source.lines().collect());
         let Some(line) = (at.line as usize).checked_sub(1).and_then(|index| lines.get(index)) else { return String::new() };
         let column = (at.column as usize).saturating_sub(1);
-        let first = column.saturating_sub(MAX_SHOWN / 2);
+        let first = if line.chars().count() > MAX_SHOWN { column.saturating_sub(MAX_SHOWN / 2) } else { 0 };
         let shown: String = line.chars().skip(first).take(MAX_SHOWN).map(|c| if c == '\t' { ' ' } else { c }).collect();
         let rest = shown.chars().count().saturating_sub(column - first);
         let carets = "^".repeat((at.width as usize).clamp(1, rest.max(1)));

@@ -14,6 +14,8 @@ use serde_saphyr::{Location, Options, Spanned};
 const MAX_NODES: usize = 20_000_000;
 /// The most text in all scalars of a file.
 const MAX_SCALAR_BYTES: usize = 256 * 1024 * 1024;
+/// The most nodes behind anchors, counting what their own aliases stand for: an alias bomb ends here.
+const MAX_ANCHORED: usize = 100_000;
 /// The most lists and maps inside each other: bounds the stack of whoever walks the tree.
 const MAX_DEPTH: usize = 128;
 
@@ -91,6 +93,7 @@ fn options() -> Options {
             max_depth: MAX_DEPTH,
             max_aliases: MAX_NODES,
             max_merge_keys: MAX_NODES,
+            max_recorded_anchor_events: MAX_ANCHORED,
             // One anchor with very many aliases is how people write equal limits; what aliases stand for is bounded on its own.
             enforce_alias_anchor_ratio: false,
         },
