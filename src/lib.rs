@@ -1,8 +1,11 @@
 //! weir answers Envoy's rate-limit calls. The modules, in reading order.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod limit;
 pub mod limiter;
 pub mod rules;
+pub mod server;
+pub mod settings;
 pub mod store;

@@ -51,7 +51,7 @@ pub struct LimiterSettings {
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "nearly every answer is a decision")]
 pub enum Answer {
-    Decided(Decided),
+    Decided(Box<Decided>),
     /// The request is malformed: INVALID_ARGUMENT, with the reason.
     Invalid(String),
     /// Nothing can be said: UNAVAILABLE, with the reason.
@@ -116,7 +116,7 @@ impl<S: Store> Limiter<S> {
             return Answer::Unavailable("no rate limit configuration loaded".to_owned());
         }
         let Some(domain) = domain else {
-            return Answer::Decided(Decided { decision: unknown_domain(request), domain: None, overrides: Vec::new() });
+            return Answer::Decided(Box::new(Decided { decision: unknown_domain(request), domain: None, overrides: Vec::new() }));
         };
         let usable = patience.map(|patience| patience.saturating_sub(RETURN_TIME));
         let settings = self.shared.settings;
@@ -146,7 +146,7 @@ impl<S: Store> Limiter<S> {
         if decision.hold > 0 {
             tokio::time::sleep(Duration::from_micros(decision.hold)).await;
         }
-        Answer::Decided(Decided { decision, domain: Some(domain), overrides: plan.overrides })
+        Answer::Decided(Box::new(Decided { decision, domain: Some(domain), overrides: plan.overrides }))
     }
 
     /// What the rules say for a store that gives no answer: a `deny` refuses whatever the others say; else one `error`

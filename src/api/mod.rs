@@ -1,5 +1,8 @@
 //! What callers speak: Envoy's gRPC service, and the same messages as JSON. The only place that knows the protocol's types.
 
+pub mod convert;
+pub mod rls;
+
 /// The messages of `proto/`, generated.
 #[allow(clippy::all, missing_docs)]
 pub mod proto {
@@ -8,3 +11,28 @@ pub mod proto {
 
 /// What reflection and the JSON mapping read: every file of `proto/`, encoded.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/weir_descriptors.bin"));
+
+/// What the settings say about every answer, whatever its domain says.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct AnswerSettings {
+    /// Every answer about a limit carries the legacy headers.
+    pub legacy_headers: bool,
+    pub legacy_names: LegacyNames,
+    /// Every answer carries the request and the metadata of the rules that let it pass.
+    pub dynamic_metadata: bool,
+}
+
+/// What the legacy headers are called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LegacyNames {
+    pub limit: String,
+    pub remaining: String,
+    pub reset: String,
+}
+
+impl Default for LegacyNames {
+    fn default() -> LegacyNames {
+        let [limit, remaining, reset] = ["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"].map(String::from);
+        LegacyNames { limit, remaining, reset }
+    }
+}

@@ -1,0 +1,162 @@
+//! `envoy.service.ratelimit.v3.RateLimitService` over gRPC.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::HeaderMap;
+use tokio::time::Instant;
+use tonic::body::Body;
+use tonic::codegen::{Body as HttpBody, BoxFuture, StdError};
+use tonic::server::{Grpc, UnaryService};
+use tonic::{Request, Response, Status};
+use tonic_prost::ProstCodec;
+
+use super::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
+use super::{AnswerSettings, convert};
+use crate::limiter::{Answer, Limiter};
+use crate::store::Store;
+
+/// The service's full name.
+pub const SERVICE: &str = "envoy.service.ratelimit.v3.RateLimitService";
+/// The path of its one method.
+const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
+/// The gRPC protocol's bound on the number in `grpc-timeout`.
+const MAX_TIMEOUT_DIGITS: usize = 8;
+/// The longest message that is decoded. Envoy's descriptors are a few hundred bytes.
+pub const MAX_MESSAGE: usize = 4 << 20;
+
+/// Answers calls by a limiter.
+pub struct Rls<S> {
+    pub limiter: Limiter<S>,
+    pub answers: AnswerSettings,
+}
+
+impl<S: Store> Rls<S> {
+    /// Answers a message that came in at `arrival` from a caller that waits for `patience`.
+    ///
+    /// # Errors
+    /// DEADLINE_EXCEEDED, and nothing counted, for a caller that has gone already; INVALID_ARGUMENT for a message that makes no sense, UNAVAILABLE when nothing can be said.
+    pub async fn answer(
+        &self,
+        message: &RateLimitRequest,
+        arrival: Instant,
+        patience: Option<Duration>,
+    ) -> Result<RateLimitResponse, Status> {
+        if patience.is_some_and(|patience| arrival.elapsed() >= patience) {
+            return Err(Status::deadline_exceeded("the call's deadline had passed before it was looked at"));
+        }
+        match self.limiter.decide(&convert::request(message), arrival, patience).await {
+            Answer::Decided(decided) => Ok(convert::response(&decided, message, &self.answers)),
+            Answer::Invalid(reason) => Err(Status::invalid_argument(reason)),
+            Answer::Unavailable(reason) => Err(Status::unavailable(reason)),
+        }
+    }
+}
+
+/// The service as HTTP/2 requests come in. What tonic generates does the same, and has no place for the time of arrival.
+pub struct RlsService<S>(Arc<Rls<S>>);
+
+impl<S> RlsService<S> {
+    pub fn new(rls: Arc<Rls<S>>) -> RlsService<S> {
+        RlsService(rls)
+    }
+
+    /// Whether a request to this path is for this service.
+    pub fn serves(path: &str) -> bool {
+        path == SHOULD_RATE_LIMIT
+    }
+}
+
+impl<S> Clone for RlsService<S> {
+    fn clone(&self) -> RlsService<S> {
+        RlsService(self.0.clone())
+    }
+}
+
+impl<S, B> tower::Service<http::Request<B>> for RlsService<S>
+where
+    S: Store + 'static,
+    B: HttpBody + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let method = ShouldRateLimit { rls: self.0.clone(), arrival: Instant::now(), patience: patience(request.headers()) };
+        Box::pin(async move {
+            let mut grpc = Grpc::new(ProstCodec::default()).max_decoding_message_size(MAX_MESSAGE);
+            Ok(grpc.unary(method, request).await)
+        })
+    }
+}
+
+/// One call.
+struct ShouldRateLimit<S> {
+    rls: Arc<Rls<S>>,
+    arrival: Instant,
+    patience: Option<Duration>,
+}
+
+impl<S: Store + 'static> UnaryService<RateLimitRequest> for ShouldRateLimit<S> {
+    type Response = RateLimitResponse;
+    type Future = BoxFuture<Response<RateLimitResponse>, Status>;
+
+    fn call(&mut self, request: Request<RateLimitRequest>) -> Self::Future {
+        let (rls, arrival, patience) = (self.rls.clone(), self.arrival, self.patience);
+        Box::pin(async move { rls.answer(request.get_ref(), arrival, patience).await.map(Response::new) })
+    }
+}
+
+/// How long the caller waits: the `grpc-timeout` header. One that makes no sense says nothing.
+fn patience(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > MAX_TIMEOUT_DIGITS || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(amount * 3600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_the_grpc_timeout() {
+        let cases = [
+            ("20m", Some(Duration::from_millis(20))),
+            ("1S", Some(Duration::from_secs(1))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("250000u", Some(Duration::from_millis(250))),
+            ("0n", Some(Duration::ZERO)),
+            ("123456789S", None),
+            ("S", None),
+            ("", None),
+            ("-1S", None),
+            ("20", None),
+            ("20x", None),
+        ];
+        for (text, expected) in cases {
+            let headers = HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), text.parse().unwrap())]);
+            assert_eq!(patience(&headers), expected, "{text}");
+        }
+        assert_eq!(patience(&HeaderMap::new()), None);
+    }
+}

@@ -1,0 +1,67 @@
+//! What is served over gRPC: the rate-limit service by the shortest way, then health and reflection, then UNIMPLEMENTED.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::Request;
+use hyper::body::Incoming;
+use tonic::body::Body;
+use tonic::codegen::BoxFuture;
+use tonic::service::Routes;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_reflection::server::Builder;
+
+use crate::api::DESCRIPTOR_SET;
+use crate::api::rls::{Rls, RlsService};
+use crate::store::Store;
+
+/// Everything that one gRPC port answers.
+pub struct GrpcService<S> {
+    rls: RlsService<S>,
+    others: Arc<Routes>,
+}
+
+impl<S> Clone for GrpcService<S> {
+    fn clone(&self) -> GrpcService<S> {
+        GrpcService { rls: self.rls.clone(), others: self.others.clone() }
+    }
+}
+
+impl<S: Store + 'static> GrpcService<S> {
+    pub fn new(rls: Arc<Rls<S>>, others: Arc<Routes>) -> GrpcService<S> {
+        GrpcService { rls: RlsService::new(rls), others }
+    }
+}
+
+/// Health, and reflection in both versions that clients speak.
+pub fn other_services(health: HealthServer<impl Health>) -> Routes {
+    let reflection = || {
+        Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let is_encoded = "the descriptor sets are compiled in";
+    Routes::new(health)
+        .add_service(reflection().build_v1().expect(is_encoded))
+        .add_service(reflection().build_v1alpha().expect(is_encoded))
+        .prepare()
+}
+
+impl<S: Store + 'static> tower::Service<Request<Incoming>> for GrpcService<S> {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        if RlsService::<S>::serves(request.uri().path()) {
+            return self.rls.call(request);
+        }
+        let mut others = Routes::clone(&self.others);
+        Box::pin(others.call(request))
+    }
+}

@@ -1,0 +1,87 @@
+//! Whether this server should be sent calls, and saying so to whoever asks: gRPC health, `/healthcheck`.
+
+use tokio::sync::watch;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::api::rls;
+
+/// What stands between a server and its calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct State {
+    rules_loaded: bool,
+    store_ready: bool,
+    draining: bool,
+}
+
+impl State {
+    fn is_ready(self) -> bool {
+        self.rules_loaded && self.store_ready && !self.draining
+    }
+}
+
+/// The truth about it, kept in one place.
+#[derive(Debug, Default)]
+pub struct Readiness(watch::Sender<State>);
+
+impl Readiness {
+    pub fn is_ready(&self) -> bool {
+        self.0.borrow().is_ready()
+    }
+
+    /// Why it is not ready; `None` when it is.
+    pub fn obstacle(&self) -> Option<&'static str> {
+        let state = *self.0.borrow();
+        match state {
+            State { draining: true, .. } => Some("shutting down"),
+            State { rules_loaded: false, .. } => Some("no rate limit configuration loaded"),
+            State { store_ready: false, .. } => Some("the store is not available"),
+            _ => None,
+        }
+    }
+
+    pub fn set_rules_loaded(&self, rules_loaded: bool) {
+        self.0.send_if_modified(|state| std::mem::replace(&mut state.rules_loaded, rules_loaded) != rules_loaded);
+    }
+
+    pub fn set_store_ready(&self, store_ready: bool) {
+        self.0.send_if_modified(|state| std::mem::replace(&mut state.store_ready, store_ready) != store_ready);
+    }
+
+    pub fn set_draining(&self) {
+        self.0.send_if_modified(|state| !std::mem::replace(&mut state.draining, true));
+    }
+
+    /// Keeps gRPC health true for as long as the server lives.
+    pub async fn report_to(&self, health: HealthReporter) {
+        let mut changes = self.0.subscribe();
+        loop {
+            let is_ready = changes.borrow_and_update().is_ready();
+            let status = if is_ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+            for name in ["", rls::SERVICE] {
+                health.set_service_status(name, status).await;
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_with_rules_and_a_store_until_draining() {
+        let readiness = Readiness::default();
+        assert_eq!(readiness.obstacle(), Some("no rate limit configuration loaded"));
+        readiness.set_rules_loaded(true);
+        assert_eq!(readiness.obstacle(), Some("the store is not available"));
+        readiness.set_store_ready(true);
+        assert!(readiness.is_ready());
+        assert_eq!(readiness.obstacle(), None);
+        readiness.set_draining();
+        assert!(!readiness.is_ready());
+    }
+}
