@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+pub mod bench;
 mod serve;
 
 use clap::{Parser, Subcommand};
@@ -16,6 +17,8 @@ struct Cli {
 enum Command {
     /// Answers rate-limit calls; what `weir` alone does.
     Serve,
+    /// Measures any Envoy rate-limit service: rate, latency, answers, and the server's CPU per decision.
+    Bench(Box<bench::BenchArgs>),
 }
 
 /// Runs what the arguments ask for.
@@ -25,5 +28,6 @@ enum Command {
 pub fn run() -> anyhow::Result<()> {
     match Cli::parse().command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(),
+        Command::Bench(args) => bench::run(*args),
     }
 }

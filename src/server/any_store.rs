@@ -14,7 +14,7 @@ pub enum AnyStore {
 }
 
 impl Store for AnyStore {
-    async fn apply(&self, group: Group, deadline: Instant) -> Result<Outcomes, StoreError> {
+    async fn apply(&self, group: &Group, deadline: Instant) -> Result<Outcomes, StoreError> {
         match self {
             AnyStore::Memory(store) => store.apply(group, deadline).await,
         }
