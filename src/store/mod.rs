@@ -1,6 +1,8 @@
 //! Where counters live. A store reads the states of a request's checks, decides them together and writes what
 //! changed, atomically. It knows one concept, the check: windows, layers and blocks are all checks to it.
 
+pub mod breaker;
+pub mod guard;
 pub mod memory;
 pub mod redis;
 

@@ -1,0 +1,327 @@
+//! A store behind a circuit breaker. While the breaker is closed a call costs a look at the clock and a count of its own thread;
+//! while it is open calls are refused at once, and a task of its own probes until the store answers again.
+//!
+//! A failure is a store that cannot be reached, or one that had (nearly) the whole store timeout and did not answer. A caller
+//! that waits for less says nothing about the store when it runs out of patience.
+
+use std::hash::BuildHasher;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::breaker::{Breaker, JITTER};
+use super::{Group, Outcomes, Store, StoreError};
+use crate::limit::Micros;
+
+/// Successes are brought to the breaker this often, in µs, so that it knows in which part of its second they came.
+const TALLY_INTERVAL: Micros = 100_000;
+/// A probe that takes longer than this has failed, whatever it waits for.
+const LONGEST_PROBE: Duration = Duration::from_secs(1);
+/// What a call may lose of its store timeout before it gets here, as a divisor: it still had the whole of it.
+const QUEUEING_SHARE: u32 = 8;
+
+/// Asks a store whether it would answer.
+pub trait Probe: Send + Sync {
+    /// Without a connection, tries to make one.
+    ///
+    /// # Errors
+    /// When there is no answer within the store's own timeout.
+    fn probe(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// One thread's way to the store.
+pub struct Guard<S> {
+    store: Arc<S>,
+    shared: Arc<SharedBreaker>,
+    tally: Arc<Tally>,
+}
+
+/// The breaker of all threads.
+pub struct SharedBreaker {
+    is_open: AtomicBool,
+    /// When successes are next brought to the breaker, in µs after `start`.
+    next_tally: AtomicU64,
+    start: Instant,
+    /// A timeout after at least this long is the store's failure.
+    patience: Duration,
+    counted: Mutex<Counted>,
+    /// What the last change of state made it.
+    open: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Counted {
+    breaker: Breaker,
+    tallies: Vec<Arc<Tally>>,
+    probes: Vec<ProbeOne>,
+}
+
+/// `None` when the store is gone.
+type ProbeOne = Box<dyn Fn() -> Option<Probing> + Send>;
+type Probing = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+
+/// Calls that a thread saw answered since they were last counted. Alone on its cache line: threads do not wait for each other.
+#[derive(Default)]
+#[repr(align(128))]
+struct Tally(AtomicU64);
+
+impl<S: Store + Probe + 'static> Guard<S> {
+    pub fn new(store: S, shared: &Arc<SharedBreaker>) -> Guard<S> {
+        let (store, tally) = (Arc::new(store), Arc::new(Tally::default()));
+        let probed = Arc::downgrade(&store);
+        let mut counted = shared.counted.lock();
+        counted.tallies.push(Arc::clone(&tally));
+        counted.probes.push(Box::new(move || {
+            let store = Weak::upgrade(&probed)?;
+            Some(Box::pin(async move { store.probe().await }))
+        }));
+        drop(counted);
+        Guard { store, shared: Arc::clone(shared), tally }
+    }
+}
+
+impl<S> Guard<S> {
+    /// The guarded store.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+}
+
+impl<S: Store + Probe + 'static> Store for Guard<S> {
+    async fn apply(&self, group: &Group, deadline: Instant) -> Result<Outcomes, StoreError> {
+        if self.shared.is_open() {
+            return Err(StoreError::Open);
+        }
+        let asked = Instant::now();
+        let answer = self.store.apply(group, deadline).await;
+        match &answer {
+            Ok(_) | Err(StoreError::Foreign(_)) => self.shared.succeeded(asked, &self.tally),
+            Err(StoreError::Timeout) if deadline.saturating_duration_since(asked) < self.shared.patience => {}
+            Err(error @ (StoreError::Timeout | StoreError::Unavailable(_))) => self.shared.failed(error),
+            Err(StoreError::Open) => {}
+        }
+        answer
+    }
+}
+
+impl SharedBreaker {
+    /// Closed. `store_timeout` is how long a store may take to answer a caller that waits for it.
+    pub fn new(store_timeout: Duration) -> SharedBreaker {
+        SharedBreaker {
+            is_open: AtomicBool::new(false),
+            next_tally: AtomicU64::new(TALLY_INTERVAL),
+            start: Instant::now(),
+            patience: store_timeout - store_timeout / QUEUEING_SHARE,
+            counted: Mutex::default(),
+            open: watch::Sender::new(false),
+        }
+    }
+
+    /// The store is failing: calls are refused.
+    pub fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Relaxed)
+    }
+
+    /// Sees every change of [`SharedBreaker::is_open`].
+    pub fn watch(&self) -> watch::Receiver<bool> {
+        self.open.subscribe()
+    }
+
+    /// Probes whenever the breaker is open. To be spawned once; ends never.
+    ///
+    /// All threads' connections are probed together, so that all of them are there again when calls are; one good answer is
+    /// enough, so that one thread's trouble is not everyone's.
+    pub async fn probe_while_open(self: Arc<Self>) {
+        let mut open = self.open.subscribe();
+        while open.wait_for(|open| *open).await.is_ok() {
+            let pause = self.counted.lock().breaker.pause(random_below(JITTER));
+            sleep(Duration::from_micros(pause)).await;
+            let answers = join_all(self.live_probes().into_iter().map(|probe| timeout(LONGEST_PROBE, probe))).await;
+            self.probed(answers.iter().any(|answer| matches!(answer, Ok(Ok(())))));
+        }
+    }
+
+    fn live_probes(&self) -> Vec<Probing> {
+        let mut begun = Vec::new();
+        self.counted.lock().probes.retain(|probe| {
+            let future = probe();
+            let is_live = future.is_some();
+            begun.extend(future);
+            is_live
+        });
+        begun
+    }
+
+    fn since_start(&self, now: Instant) -> Micros {
+        u64::try_from(now.saturating_duration_since(self.start).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn succeeded(&self, asked: Instant, tally: &Tally) {
+        tally.0.fetch_add(1, Ordering::Relaxed);
+        let now = self.since_start(asked);
+        if now >= self.next_tally.load(Ordering::Relaxed) {
+            self.next_tally.store(now + TALLY_INTERVAL, Ordering::Relaxed);
+            self.counted.lock().tally(now);
+        }
+    }
+
+    fn failed(&self, error: &StoreError) {
+        let now = self.since_start(Instant::now());
+        let mut counted = self.counted.lock();
+        counted.tally(now);
+        if counted.breaker.failed(now) {
+            self.is_open.store(true, Ordering::Relaxed);
+            self.open.send_replace(true);
+            drop(counted);
+            tracing::warn!(%error, "the store is failing; it is not asked again before it answers a probe");
+        }
+    }
+
+    fn probed(&self, is_good: bool) {
+        let now = self.since_start(Instant::now());
+        let mut counted = self.counted.lock();
+        if let Some(closed) = counted.breaker.probed(now, is_good) {
+            // What was answered before it opened is no news.
+            counted.take_tallies();
+            self.is_open.store(false, Ordering::Relaxed);
+            self.open.send_replace(false);
+            drop(counted);
+            tracing::info!(failed_for_ms = closed.open_for / 1_000, "the store answers again");
+        }
+    }
+}
+
+impl Counted {
+    fn tally(&mut self, now: Micros) {
+        let answered = self.take_tallies();
+        self.breaker.succeeded(now, answered);
+    }
+
+    fn take_tallies(&mut self) -> u64 {
+        // A tally that only this list holds belonged to a thread that has ended.
+        self.tallies.retain(|tally| Arc::strong_count(tally) > 1 || tally.0.load(Ordering::Relaxed) > 0);
+        self.tallies.iter().map(|tally| tally.0.swap(0, Ordering::Relaxed)).sum()
+    }
+}
+
+/// Not for secrets: for replicas not to probe at one instant.
+fn random_below(bound: u64) -> u64 {
+    foldhash::fast::RandomState::default().hash_one(()) % bound
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STORE_TIMEOUT: Duration = Duration::from_millis(10);
+
+    /// Answers as it is told, and counts what it is asked.
+    #[derive(Default)]
+    struct Told {
+        answer: Mutex<Option<StoreError>>,
+        calls: AtomicU64,
+        probes: AtomicU64,
+    }
+
+    impl Told {
+        fn say(&self, answer: Option<StoreError>) {
+            *self.answer.lock() = answer;
+        }
+    }
+
+    impl Store for Told {
+        async fn apply(&self, _: &Group, _: Instant) -> Result<Outcomes, StoreError> {
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            self.answer.lock().clone().map_or(Ok(Outcomes::new()), Err)
+        }
+    }
+
+    impl Probe for Told {
+        async fn probe(&self) -> Result<(), StoreError> {
+            self.probes.fetch_add(1, Ordering::Relaxed);
+            self.answer.lock().clone().map_or(Ok(()), Err)
+        }
+    }
+
+    fn guard() -> (Guard<Told>, Arc<SharedBreaker>) {
+        let shared = Arc::new(SharedBreaker::new(STORE_TIMEOUT));
+        (Guard::new(Told::default(), &shared), shared)
+    }
+
+    fn away() -> StoreError {
+        StoreError::Unavailable("refused".into())
+    }
+
+    async fn ask(guard: &Guard<Told>, patience: Duration) -> Result<Outcomes, StoreError> {
+        guard.apply(&Group::default(), Instant::now() + patience).await
+    }
+
+    /// Asks ten times while the store answers so; whether the breaker is open then.
+    async fn opens(answer: StoreError, patience: Duration) -> bool {
+        let (guard, shared) = guard();
+        guard.store().say(Some(answer));
+        for _ in 0..10 {
+            assert!(ask(&guard, patience).await.is_err());
+        }
+        shared.is_open()
+    }
+
+    #[tokio::test]
+    async fn a_store_that_fails_is_not_asked_again() {
+        let (guard, shared) = guard();
+        guard.store().say(Some(away()));
+        for _ in 0..5 {
+            assert_eq!(ask(&guard, STORE_TIMEOUT).await, Err(away()));
+        }
+        assert!(shared.is_open());
+        assert_eq!(ask(&guard, STORE_TIMEOUT).await, Err(StoreError::Open));
+        assert_eq!(guard.store().calls.load(Ordering::Relaxed), 5);
+    }
+
+    #[tokio::test]
+    async fn only_the_stores_own_failures_open_it() {
+        assert!(opens(StoreError::Timeout, 100 * STORE_TIMEOUT).await);
+        assert!(!opens(StoreError::Timeout, STORE_TIMEOUT / 2).await, "the caller had less patience");
+        assert!(opens(away(), STORE_TIMEOUT / 2).await);
+        assert!(!opens(StoreError::Foreign("a list".into()), STORE_TIMEOUT).await);
+        assert!(!opens(StoreError::Open, STORE_TIMEOUT).await);
+    }
+
+    #[tokio::test]
+    async fn answers_in_between_keep_it_closed() {
+        let (guard, shared) = guard();
+        for call in 0..1_000 {
+            guard.store().say((call % 3 == 0).then(away));
+            assert_eq!(ask(&guard, STORE_TIMEOUT).await.is_err(), call % 3 == 0);
+        }
+        assert!(!shared.is_open());
+    }
+
+    #[tokio::test]
+    async fn a_good_probe_of_any_thread_closes_it_for_all() {
+        let (first, shared) = guard();
+        let second = Guard::new(Told::default(), &shared);
+        let gone = Guard::new(Told::default(), &shared);
+        drop(gone);
+        for guard in [&first, &second] {
+            guard.store().say(Some(away()));
+        }
+        tokio::spawn(Arc::clone(&shared).probe_while_open());
+        let mut open = shared.watch();
+        while !shared.is_open() {
+            assert!(ask(&first, STORE_TIMEOUT).await.is_err());
+        }
+        assert_eq!(ask(&second, STORE_TIMEOUT).await, Err(StoreError::Open));
+        second.store().say(None);
+        open.wait_for(|open| !open).await.expect("the breaker lives");
+        assert!(ask(&second, STORE_TIMEOUT).await.is_ok());
+        assert_eq!(first.store().probes.load(Ordering::Relaxed), second.store().probes.load(Ordering::Relaxed));
+        assert_eq!(shared.counted.lock().probes.len(), 2, "of the thread that has ended nothing is left");
+    }
+}
