@@ -2,6 +2,7 @@
 //! changed, atomically. It knows one concept, the check: windows, layers and blocks are all checks to it.
 
 pub mod breaker;
+pub mod deny_cache;
 pub mod guard;
 pub mod memory;
 pub mod redis;

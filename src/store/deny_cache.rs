@@ -1,0 +1,434 @@
+//! Refusals remembered in this process, so that a caller who keeps asking costs the store nothing. A refusal stands for as long as
+//! it said that it would, and for a second at most: what another replica gives back, or a reload changes, is seen by then.
+//!
+//! Only what can be answered without the store is: one plain take of one limit, with its rule's own block if it has one. Looks,
+//! reports, refunds, shadow and quota rules, `charge: always` and held admissions always go to the store. A remembered refusal is
+//! for one counter, one size and costs at least as large.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use indexmap::IndexMap;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::{Group, Outcomes, Store, StoreError};
+use crate::limit::{Algorithm, Charge, Check, Cost, Limit, Micros, Mode, Operation, Outcome, RetryAfter, SECOND};
+use crate::rules::key::Key;
+
+/// The longest that a refusal is remembered.
+const LONGEST: Micros = SECOND;
+/// Locks to share the refusals among.
+const SHARDS: usize = 16;
+/// Refusals compared when a full shard must forget one.
+const EVICTION_SAMPLE: usize = 4;
+/// What a refusal takes beyond its key: itself, its slot in the table twice over (a table doubles), the allocator's share.
+const OVERHEAD: usize = 2 * size_of::<(Key, Refusal)>() + 32;
+
+/// A store with a memory for its refusals.
+pub struct DenyCache<S> {
+    store: S,
+    refusals: Arc<Refusals>,
+}
+
+/// The refusals that all threads remember.
+pub struct Refusals {
+    shards: Box<[Mutex<Shard>]>,
+    hasher: RandomState,
+    max_bytes_per_shard: usize,
+    longest: Micros,
+}
+
+#[derive(Default)]
+struct Shard {
+    refusals: IndexMap<Key, Refusal, RandomState>,
+    bytes: usize,
+    cursor: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Refusal {
+    limit: Limit,
+    block: Option<Limit>,
+    cost: Cost,
+    outcomes: Outcomes,
+    /// When the store was heard.
+    heard: Instant,
+    expires: Instant,
+}
+
+impl<S> DenyCache<S> {
+    pub fn new(store: S, refusals: Arc<Refusals>) -> DenyCache<S> {
+        DenyCache { store, refusals }
+    }
+
+    /// The store behind it.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+}
+
+impl<S: Store> Store for DenyCache<S> {
+    async fn apply(&self, group: &Group, deadline: Instant) -> Result<Outcomes, StoreError> {
+        if self.refusals.max_bytes_per_shard == 0 {
+            return self.store.apply(group, deadline).await;
+        }
+        let Some(question) = Question::of(group) else {
+            self.refusals.forget_refunded(group);
+            return self.store.apply(group, deadline).await;
+        };
+        let asked = Instant::now();
+        if let Some(outcomes) = self.refusals.recall(&question, asked) {
+            return Ok(outcomes);
+        }
+        let answer = self.store.apply(group, deadline).await;
+        if let Ok(outcomes) = &answer
+            && outcomes.iter().any(|outcome| !outcome.is_allowed())
+        {
+            self.refusals.remember(&question, outcomes, asked);
+        }
+        answer
+    }
+}
+
+/// A group that a remembered refusal may answer.
+struct Question<'a> {
+    key: &'a Key,
+    check: &'a Check,
+    block: Option<Limit>,
+}
+
+impl Question<'_> {
+    fn of(group: &Group) -> Option<Question<'_>> {
+        let (check, block) = match &group.checks[..] {
+            [check] => (check, None),
+            [check, block] if block.limit.algorithm() == Algorithm::Penalty && block.owner == check.owner => {
+                (check, Some(block.limit))
+            }
+            _ => return None,
+        };
+        let is_plain = check.operation == Operation::Take
+            && check.charge == Charge::Admitted
+            && check.mode == Mode::Enforce
+            && check.max_delay.is_none()
+            && !group.refused;
+        is_plain.then_some(Question { key: &group.keys[0], check, block })
+    }
+
+    fn is_answered_by(&self, refusal: &Refusal, now: Instant) -> bool {
+        let limit_refused = refusal.outcomes.first().is_some_and(|outcome| !outcome.is_allowed());
+        // Where the block alone refused, the limit's own answer is of that cost only.
+        let covers = if limit_refused { self.check.cost >= refusal.cost } else { self.check.cost == refusal.cost };
+        covers && refusal.limit == self.check.limit && refusal.block == self.block && now < refusal.expires
+    }
+}
+
+impl Refusals {
+    /// Takes `max_bytes` of memory at most, about; 0 remembers nothing.
+    pub fn new(max_bytes: usize) -> Refusals {
+        Refusals::lasting(LONGEST, max_bytes)
+    }
+
+    fn lasting(longest: Micros, max_bytes: usize) -> Refusals {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Refusals { shards, hasher: RandomState::default(), max_bytes_per_shard: max_bytes / SHARDS, longest }
+    }
+
+    /// Forgets everything: for other rules.
+    pub fn clear(&self) {
+        for shard in &self.shards {
+            *shard.lock() = Shard::default();
+        }
+    }
+
+    /// Refusals that are remembered, expired ones included.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().refusals.len()).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn shard(&self, key: &Key) -> &Mutex<Shard> {
+        let shard = self.hasher.hash_one(key) % SHARDS as u64;
+        &self.shards[usize::try_from(shard).expect("a shard index is small")]
+    }
+
+    fn recall(&self, question: &Question<'_>, now: Instant) -> Option<Outcomes> {
+        let mut shard = self.shard(question.key).lock();
+        let refusal = shard.refusals.get(question.key)?;
+        if now >= refusal.expires {
+            shard.forget(question.key);
+            return None;
+        }
+        let passed = micros(now.saturating_duration_since(refusal.heard));
+        question.is_answered_by(refusal, now).then(|| refusal.outcomes.iter().map(|outcome| later(*outcome, passed)).collect())
+    }
+
+    /// `asked` is when the store was not yet asked: counted from then, a refusal is never kept for longer than it lasts.
+    fn remember(&self, question: &Question<'_>, outcomes: &Outcomes, asked: Instant) {
+        let lasts = outcomes.iter().filter_map(|outcome| match outcome {
+            Outcome::Denied { retry_after: RetryAfter::In(retry), .. } => Some(*retry),
+            _ => None,
+        });
+        let lasts = lasts.min().map_or(self.longest, |lasts| lasts.min(self.longest));
+        let refusal = Refusal {
+            limit: question.check.limit,
+            block: question.block,
+            cost: question.check.cost,
+            outcomes: outcomes.clone(),
+            heard: Instant::now(),
+            expires: asked + Duration::from_micros(lasts),
+        };
+        self.shard(question.key).lock().put(question.key, refusal, self.max_bytes_per_shard);
+    }
+
+    /// What is given back makes room before the time that a refusal said.
+    fn forget_refunded(&self, group: &Group) {
+        let refunds = group.checks.iter().take_while(|check| check.operation == Operation::Refund);
+        for (key, _) in group.keys.iter().zip(refunds) {
+            self.shard(key).lock().forget(key);
+        }
+    }
+}
+
+impl Shard {
+    fn put(&mut self, key: &Key, refusal: Refusal, max_bytes: usize) {
+        if let Some(known) = self.refusals.get_mut(key) {
+            *known = refusal;
+            return;
+        }
+        let bytes = bytes_of(key);
+        while self.bytes + bytes > max_bytes {
+            if !self.evict() {
+                return;
+            }
+        }
+        self.bytes += bytes;
+        self.refusals.insert(key.clone(), refusal);
+    }
+
+    fn forget(&mut self, key: &Key) {
+        if self.refusals.swap_remove(key).is_some() {
+            self.bytes -= bytes_of(key);
+        }
+    }
+
+    /// Of a few, the one that expires soonest; false when there is none.
+    fn evict(&mut self) -> bool {
+        let size = self.refusals.len();
+        let sample = (0..EVICTION_SAMPLE.min(size)).map(|offset| (self.cursor + offset) % size);
+        let soonest = sample.min_by_key(|&index| self.refusals[index].expires);
+        self.cursor = self.cursor.wrapping_add(EVICTION_SAMPLE);
+        let Some((key, _)) = soonest.and_then(|index| self.refusals.swap_remove_index(index)) else { return false };
+        self.bytes -= bytes_of(&key);
+        true
+    }
+}
+
+fn bytes_of(key: &Key) -> usize {
+    OVERHEAD + key.as_bytes().len()
+}
+
+fn micros(duration: Duration) -> Micros {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// An outcome as it is `passed` µs later, if nothing else came.
+fn later(outcome: Outcome, passed: Micros) -> Outcome {
+    match outcome {
+        Outcome::Denied { remaining, retry_after: RetryAfter::In(retry) } => {
+            Outcome::Denied { remaining, retry_after: RetryAfter::In(retry.saturating_sub(passed).max(1)) }
+        }
+        Outcome::Allowed { remaining, reset_after, delay } => {
+            Outcome::Allowed { remaining, reset_after: reset_after.saturating_sub(passed), delay }
+        }
+        never => never,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::limit::{HOUR, MINUTE};
+    use crate::rules::key::{Part, domain_prefix, entries, key, shape_suffix};
+
+    const ROOM: usize = 1 << 20;
+
+    fn limit(requests: u64) -> Limit {
+        Limit::new(Algorithm::FixedWindow, requests, MINUTE, None).expect("a limit")
+    }
+
+    fn key_of(name: &str, limit: &Limit) -> Key {
+        let part = Part { key: b"k", value: name.as_bytes(), shared: false };
+        key(&domain_prefix("", b"d"), &entries([part].into_iter(), 0), &shape_suffix(limit.shape()))
+    }
+
+    fn take(name: &str, requests: u64, cost: Cost) -> Group {
+        let (operation, mode, charge) = (Operation::Take, Mode::Enforce, Charge::Admitted);
+        let check = Check { limit: limit(requests), operation, cost, mode, charge, max_delay: None, owner: 0 };
+        Group { keys: [key_of(name, &check.limit)].into_iter().collect(), checks: [check].into_iter().collect(), refused: false }
+    }
+
+    fn blocking(mut group: Group, block_for: Micros) -> Group {
+        let limit = Limit::penalty(block_for).expect("a block");
+        group.keys.push(key_of("k", &limit));
+        group.checks.push(Check { limit, cost: 0, ..group.checks[0] });
+        group
+    }
+
+    fn denied(retry: Micros) -> Outcome {
+        Outcome::Denied { remaining: 2, retry_after: RetryAfter::In(retry) }
+    }
+
+    const ALLOWED: Outcome = Outcome::Allowed { remaining: 3, reset_after: HOUR, delay: 0 };
+
+    /// Refuses everything for a minute, and counts.
+    #[derive(Default)]
+    struct Refusing(AtomicUsize);
+
+    impl Store for Refusing {
+        async fn apply(&self, group: &Group, _: Instant) -> Result<Outcomes, StoreError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(group.checks.iter().map(|_| denied(MINUTE)).collect())
+        }
+    }
+
+    fn cache(max_bytes: usize) -> DenyCache<Refusing> {
+        // As long as the refusals themselves: however slow the machine, they last for the test.
+        DenyCache::new(Refusing::default(), Arc::new(Refusals::lasting(HOUR, max_bytes)))
+    }
+
+    /// How many of these groups, one after the other, reached the store.
+    async fn asked(cache: &DenyCache<Refusing>, groups: &[Group]) -> usize {
+        let before = cache.store().0.load(Ordering::Relaxed);
+        for group in groups {
+            let outcomes = cache.apply(group, Instant::now() + Duration::from_secs(60)).await.expect("an answer");
+            assert!(outcomes.len() == group.checks.len() && outcomes.iter().all(|outcome| !outcome.is_allowed()));
+        }
+        cache.store().0.load(Ordering::Relaxed) - before
+    }
+
+    #[tokio::test]
+    async fn a_refusal_answers_the_same_counter_size_and_costs_as_large() {
+        let cache = cache(ROOM);
+        let known = take("a", 5, 3);
+        assert_eq!(asked(&cache, &[known.clone(), known.clone(), take("a", 5, 4), take("a", 5, u64::MAX)]).await, 1);
+        assert_eq!(asked(&cache, &[take("b", 5, 3)]).await, 1, "another counter");
+        assert_eq!(asked(&cache, &[take("a", 5, 2)]).await, 1, "a smaller cost");
+        assert_eq!(asked(&cache, &[take("a", 6, 3)]).await, 1, "another size");
+        assert_eq!(asked(&cache, &[take("a", 5, 3)]).await, 1, "one refusal a counter, the last");
+        cache.refusals.clear();
+        assert_eq!(asked(&cache, &[known]).await, 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_plain_take_always_asks() {
+        let change = |change: fn(&mut Group)| {
+            let mut group = take("a", 5, 1);
+            change(&mut group);
+            group
+        };
+        let others = [
+            change(|group| group.checks[0].operation = Operation::Look),
+            change(|group| group.checks[0].operation = Operation::Report),
+            change(|group| group.checks[0].charge = Charge::Always),
+            change(|group| group.checks[0].mode = Mode::Shadow),
+            change(|group| group.checks[0].mode = Mode::Quota),
+            change(|group| group.checks[0].max_delay = Some(SECOND)),
+            change(|group| group.refused = true),
+            change(|group| {
+                group.keys.push(group.keys[0].clone());
+                group.checks.push(group.checks[0]);
+            }),
+        ];
+        for other in others {
+            let cache = cache(ROOM);
+            assert_eq!(asked(&cache, &[other.clone(), other.clone()]).await, 2, "{other:?}");
+            assert_eq!(asked(&cache, &[take("a", 5, 1), take("a", 5, 1)]).await, 1, "it left something: {other:?}");
+            assert_eq!(asked(&cache, std::slice::from_ref(&other)).await, 1, "answered from memory: {other:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refund_makes_it_ask_again() {
+        let cache = cache(ROOM);
+        let mut refund = take("a", 5, 1);
+        refund.checks[0].operation = Operation::Refund;
+        assert_eq!(asked(&cache, &[take("a", 5, 1), refund, take("a", 5, 1)]).await, 3);
+    }
+
+    #[tokio::test]
+    async fn no_room_means_off() {
+        let cache = cache(0);
+        assert_eq!(asked(&cache, &[take("a", 5, 1), take("a", 5, 1)]).await, 2);
+        assert!(cache.refusals.is_empty());
+    }
+
+    fn recalled(outcomes: &[Outcome], group: &Group, later: Micros, then: &Group) -> Option<Outcomes> {
+        let refusals = Refusals::new(ROOM);
+        let asked = Instant::now();
+        refusals.remember(&Question::of(group).expect("a question"), &outcomes.iter().copied().collect(), asked);
+        refusals.recall(&Question::of(then).expect("a question"), asked + Duration::from_micros(later))
+    }
+
+    #[test]
+    fn it_lasts_as_long_as_the_refusal_and_at_most_a_second() {
+        let group = take("a", 5, 1);
+        let after = |outcome, later| recalled(&[outcome], &group, later, &group).is_some();
+        assert!(after(denied(1_000), 999) && !after(denied(1_000), 1_000));
+        assert!(after(denied(HOUR), SECOND - 1) && !after(denied(HOUR), SECOND));
+        let never = Outcome::Denied { remaining: 0, retry_after: RetryAfter::Never };
+        assert!(after(never, SECOND - 1) && !after(never, SECOND));
+    }
+
+    #[test]
+    fn the_retry_time_counts_down() {
+        assert_eq!(later(denied(MINUTE), SECOND), denied(MINUTE - SECOND));
+        assert_eq!(later(denied(5), 10), denied(1), "not yet at once: the store has not said so");
+        let group = take("a", 5, 1);
+        let outcomes = recalled(&[denied(HOUR)], &group, SECOND / 2, &group).expect("remembered");
+        let Outcome::Denied { remaining: 2, retry_after: RetryAfter::In(retry) } = outcomes[0] else { panic!("{outcomes:?}") };
+        assert!((HOUR - SECOND / 2..=HOUR).contains(&retry));
+    }
+
+    #[test]
+    fn a_block_is_remembered_with_its_limit() {
+        let (one, two) = (blocking(take("a", 5, 1), HOUR), blocking(take("a", 5, 2), HOUR));
+        let blocked = [ALLOWED, denied(HOUR)];
+        assert!(recalled(&blocked, &one, 0, &one).is_some());
+        assert!(recalled(&blocked, &one, 0, &two).is_none(), "what the limit says of 2 is not known");
+        assert!(recalled(&[denied(MINUTE), denied(HOUR)], &one, 0, &two).is_some());
+        assert!(recalled(&[denied(500), denied(HOUR)], &one, 500, &one).is_none(), "the limit has room again");
+        assert!(recalled(&blocked, &one, 0, &blocking(take("a", 5, 1), MINUTE)).is_none(), "another block");
+        assert!(recalled(&[denied(MINUTE)], &take("a", 5, 1), 0, &one).is_none(), "without a block");
+        let other_owner = {
+            let mut group = one.clone();
+            group.checks[1].owner = 1;
+            group
+        };
+        assert!(Question::of(&other_owner).is_none());
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let refusals = Refusals::lasting(HOUR, ROOM);
+        let names: Vec<String> = (0..20_000).map(|name| format!("{name:0>100}")).collect();
+        for name in &names {
+            let group = take(name, 5, 1);
+            let question = Question::of(&group).expect("a question");
+            refusals.remember(&question, &[denied(HOUR)].into_iter().collect(), Instant::now());
+            assert!(refusals.recall(&question, Instant::now()).is_some(), "the newest is kept");
+        }
+        let bytes: usize = refusals.shards.iter().map(|shard| shard.lock().bytes).sum();
+        assert!(bytes <= ROOM && bytes > ROOM / 2, "{bytes}");
+        assert!(refusals.len() * OVERHEAD <= ROOM);
+        refusals.clear();
+        assert!(refusals.is_empty());
+    }
+}
