@@ -10,7 +10,7 @@ use weir::server::Server;
 
 #[tokio::test]
 async fn without_rules_every_call_is_unavailable() {
-    let server = Server::start(settings()).await.unwrap();
+    let server = Server::start(settings("no/such/directory")).await.unwrap();
     let mut client = RateLimitServiceClient::new(channel(server.addresses.grpc).await);
     let status = client.should_rate_limit(request("api", vec![descriptor(&[("key", "value")])])).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::Unavailable, "no rate limit configuration loaded"));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// What each module may use of the others; the rest of the crate is out of its reach.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("limit", &[]),
     ("rules", &["limit"]),
     ("config", &["limit", "rules"]),
@@ -16,8 +16,9 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("api", &["limit", "rules", "store", "limiter", "telemetry"]),
     ("admin", &["limit", "rules", "config", "store", "limiter", "telemetry"]),
     ("telemetry", &[]),
-    ("server", &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin"]),
-    ("cli", &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin", "server"]),
+    ("settings", &["limit", "rules", "config", "store", "api"]),
+    ("server", &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin", "settings"]),
+    ("cli", &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin", "settings", "server"]),
 ];
 
 /// What a module may not mention, as regular expressions: what decides is pure, and only the edge knows the protocol.

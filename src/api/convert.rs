@@ -38,7 +38,7 @@ fn descriptor(message: &RateLimitDescriptor) -> Descriptor<'_> {
 }
 
 /// The answer to a call.
-pub fn response(decided: &Decided, message: &RateLimitRequest, _settings: &AnswerSettings) -> RateLimitResponse {
+pub fn response(decided: &Decided, _message: &RateLimitRequest, _settings: &AnswerSettings) -> RateLimitResponse {
     let decision = &decided.decision;
     let statuses = decision.statuses.iter();
     RateLimitResponse {

@@ -1,6 +1,8 @@
 //! What callers speak: Envoy's gRPC service, and the same messages as JSON. The only place that knows the protocol's types.
 
 pub mod convert;
+pub mod headers;
+pub mod json;
 pub mod rls;
 
 /// The messages of `proto/`, generated.

@@ -5,18 +5,25 @@ mod serve;
 
 use clap::{Parser, Subcommand};
 
-/// A rate-limit service for Envoy.
+use crate::settings::Given;
+
+/// A rate-limit service for Envoy: exact decisions in memory or in Redis.
+///
+/// Every setting is a flag, an environment variable (--grpc-listen is WEIR_GRPC_LISTEN) and a key of the settings file
+/// (grpc_listen); the flag counts before the variable, the variable before the file.
 #[derive(Debug, Parser)]
-#[command(name = "weir", version, about)]
+#[command(name = "weir", version, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
+    #[command(flatten)]
+    serve: Given,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Answers rate-limit calls; what `weir` alone does.
-    Serve,
+    /// Answers rate-limit calls; what `weir` does without a command.
+    Serve(Given),
     /// Measures any Envoy rate-limit service: rate, latency, answers, and the server's CPU per decision.
     Bench(Box<bench::BenchArgs>),
 }
@@ -26,8 +33,9 @@ enum Command {
 /// # Errors
 /// Whatever kept it from doing so, in words for the person who typed it.
 pub fn run() -> anyhow::Result<()> {
-    match Cli::parse().command.unwrap_or(Command::Serve) {
-        Command::Serve => serve::run(),
+    let Cli { command, serve } = Cli::parse();
+    match command.unwrap_or(Command::Serve(serve)) {
+        Command::Serve(given) => serve::run(&given),
         Command::Bench(args) => bench::run(*args),
     }
 }

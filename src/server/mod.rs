@@ -4,6 +4,7 @@ pub mod any_store;
 pub mod connection;
 pub mod drain;
 pub mod grpc;
+pub mod http;
 pub mod listen;
 pub mod readiness;
 pub mod threads;
@@ -16,7 +17,9 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+use crate::api::json;
 use crate::api::rls::{self, Rls};
+use crate::config;
 use crate::limiter::{Limiter, LimiterSettings, Shared};
 use crate::settings::Settings;
 use crate::store::Clock;
@@ -30,6 +33,8 @@ use threads::{Serving, Threads};
 
 /// gRPC connections open at once. Envoy opens one for each of its workers.
 const MAX_CONNECTIONS: usize = 10_000;
+/// HTTP connections open at once: people, probes, and callers without gRPC.
+const MAX_HTTP_CONNECTIONS: usize = 1_000;
 /// How often expired counters in memory are cleared away.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -58,16 +63,18 @@ pub struct Server {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
     pub grpc: SocketAddr,
+    pub http: SocketAddr,
 }
 
 impl Server {
-    /// Starts to listen and to serve. Not ready until rules are loaded.
+    /// Starts to listen and to serve. Ready once rules are loaded.
     ///
     /// # Errors
     /// For an address that is taken, and a system that gives no threads.
     pub async fn start(settings: Settings) -> Result<Server, StartError> {
-        let listener = listen::listen("--grpc-listen", settings.grpc_listen).await?;
-        let addresses = Addresses { grpc: listener.local_addr()? };
+        let grpc = listen::listen("--grpc-listen", settings.grpc_listen).await?;
+        let http = listen::listen("--http-listen", settings.http_listen).await?;
+        let addresses = Addresses { grpc: grpc.local_addr()?, http: http.local_addr()? };
         let memory = || MemoryStore::new(Clock::System, settings.memory_max_counters);
         let limiter = LimiterSettings { plan: settings.plan, store_timeout: settings.store_timeout };
         let shared = Arc::new(Shared::new(memory(), limiter));
@@ -78,27 +85,42 @@ impl Server {
         let (health, health_service) = tonic_health::server::health_reporter();
         let others = Arc::new(grpc::other_services(health_service));
 
-        let service = {
+        let rls = {
             let (shared, store, answers) = (shared.clone(), store.clone(), settings.answers.clone());
             move || {
                 let limiter = Limiter::new(shared.clone(), AnyStore::Memory(store.clone()));
-                GrpcService::new(Arc::new(Rls { limiter, answers: answers.clone() }), others.clone())
+                Arc::new(Rls { limiter, answers: answers.clone() })
             }
         };
-        let serving = Serving { service, max_age: settings.max_connection_age, draining: drain.draining() };
-        let mut threads = Threads::start(settings.threads, serving)?;
+        let router = http::healthcheck(readiness.clone()).merge(json::router(rls()));
+        let service = move || GrpcService::new(rls(), others.clone());
+        let max_age = settings.max_connection_age;
+        let mut threads = Threads::start(settings.threads, Serving { service, max_age, draining: drain.draining() })?;
         let draining = drain.draining();
         let acceptor = tokio::spawn(async move {
             let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-            listen::accept(listener, room, draining, |stream, permit| threads.serve(stream, permit)).await;
+            listen::accept(grpc, room, draining, |stream, permit| threads.serve(stream, permit)).await;
             threads
         });
+        tokio::spawn(http::serve(http, router, MAX_HTTP_CONNECTIONS, max_age, drain.draining()));
         let reporting = {
             let (readiness, health) = (readiness.clone(), health.clone());
             tokio::spawn(async move { readiness.report_to(health).await })
         };
         let background = vec![reporting, tokio::spawn(sweep(store, shared.clone()))];
-        Ok(Server { addresses, shared, readiness, health, drain, drain_delay: settings.drain_delay, acceptor, background })
+        let server =
+            Server { addresses, shared, readiness, health, drain, drain_delay: settings.drain_delay, acceptor, background };
+        server.load(&settings);
+        Ok(server)
+    }
+
+    fn load(&self, settings: &Settings) {
+        let loaded = config::load(&settings.rules, &settings.load, &self.shared.rules());
+        for problem in loaded.problems.iter().chain(loaded.warnings.iter()) {
+            tracing::error!("{problem}");
+        }
+        self.readiness.set_rules_loaded(loaded.rules.revision > 0);
+        self.shared.load(loaded.rules);
     }
 
     /// Stops: says so, takes calls for a while yet, then lets every connection finish what it has begun.

@@ -1,6 +1,7 @@
 //! A server in this process, on ports of the system's choice, with rules made by hand.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tonic::transport::Channel;
@@ -9,13 +10,14 @@ use weir::api::proto::envoy::extensions::common::ratelimit::v3::rate_limit_descr
 use weir::api::proto::envoy::service::ratelimit::v3::RateLimitRequest;
 use weir::settings::Settings;
 
-/// Settings for a test: free ports, one thread, no waiting.
-pub(crate) fn settings() -> Settings {
+/// Settings for a test: these rules, free ports, one thread, no waiting.
+pub(crate) fn settings(rules: impl Into<PathBuf>) -> Settings {
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
     Settings {
         grpc_listen: free,
         http_listen: free,
         admin_listen: free,
+        rules: rules.into(),
         threads: 1,
         drain_delay: Duration::ZERO,
         ..Settings::default()

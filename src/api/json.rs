@@ -1,0 +1,153 @@
+//! `POST /json`: the same messages as over gRPC, in protobuf's own JSON mapping. For people with curl, and callers without gRPC.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use prost::Message as _;
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use tokio::time::Instant;
+use tonic::Code;
+
+use super::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse, rate_limit_response};
+use super::rls::{MAX_MESSAGE, Rls};
+use super::{DESCRIPTOR_SET, headers};
+use crate::store::Store;
+
+/// What JSON says, and what it is turned into.
+struct Messages {
+    request: MessageDescriptor,
+    response: MessageDescriptor,
+}
+
+struct Service<S> {
+    rls: Arc<Rls<S>>,
+    messages: Messages,
+}
+
+/// Answers `POST /json`.
+pub fn router<S: Store + 'static>(rls: Arc<Rls<S>>) -> Router {
+    let service = Arc::new(Service { rls, messages: Messages::new() });
+    Router::new().route("/json", post(answer::<S>)).layer(DefaultBodyLimit::max(MAX_MESSAGE)).with_state(service)
+}
+
+async fn answer<S: Store + 'static>(State(service): State<Arc<Service<S>>>, body: Bytes) -> Response {
+    let arrival = Instant::now();
+    let request = match service.messages.request(&body) {
+        Ok(request) => request,
+        Err(reason) => return problem(StatusCode::BAD_REQUEST, &reason),
+    };
+    match service.rls.answer(&request, arrival, None).await {
+        Ok(response) => {
+            let is_over = response.overall_code == rate_limit_response::Code::OverLimit as i32;
+            let status = if is_over { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::OK };
+            (status, response_headers(&response, is_over), service.messages.response(&response)).into_response()
+        }
+        Err(error) if error.code() == Code::InvalidArgument => problem(StatusCode::BAD_REQUEST, error.message()),
+        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, error.message()),
+    }
+}
+
+fn problem(status: StatusCode, reason: &str) -> Response {
+    let body = serde_json::json!({ "error": reason }).to_string();
+    (status, [(CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// What Envoy would add to its answer, and always when to come back.
+fn response_headers(response: &RateLimitResponse, is_over: bool) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for header in &response.response_headers_to_add {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(&header.key), HeaderValue::try_from(&header.value)) {
+            headers.append(name, value);
+        }
+    }
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(seconds) = retry_after(response).filter(|_| is_over && !headers.contains_key(RETRY_AFTER)) {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    headers
+}
+
+/// When the last of the descriptors that are over could be admitted, in whole seconds; `None`: never.
+fn retry_after(response: &RateLimitResponse) -> Option<u64> {
+    let over = response.statuses.iter().filter(|status| status.code == rate_limit_response::Code::OverLimit as i32);
+    let seconds = over.map(|status| status.duration_until_reset.map(|time| headers::whole_seconds(&time)));
+    seconds.collect::<Option<Vec<u64>>>()?.into_iter().max()
+}
+
+impl Messages {
+    fn new() -> Messages {
+        let pool = DescriptorPool::decode(DESCRIPTOR_SET).expect("the descriptor set is compiled in");
+        let message = |name: &str| {
+            let message = pool.get_message_by_name(&format!("envoy.service.ratelimit.v3.{name}"));
+            message.expect("the descriptor set has the service's messages")
+        };
+        Messages { request: message("RateLimitRequest"), response: message("RateLimitResponse") }
+    }
+
+    /// A field that the message does not have is an error: it is misspelt.
+    fn request(&self, body: &[u8]) -> Result<RateLimitRequest, String> {
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let message = DynamicMessage::deserialize(self.request.clone(), &mut json).map_err(|error| error.to_string())?;
+        json.end().map_err(|error| error.to_string())?;
+        RateLimitRequest::decode(message.encode_to_vec().as_slice()).map_err(|error| error.to_string())
+    }
+
+    fn response(&self, response: &RateLimitResponse) -> Vec<u8> {
+        let message = DynamicMessage::decode(self.response.clone(), response.encode_to_vec().as_slice());
+        serde_json::to_vec(&message.expect("it is of this type")).expect("an answer has a JSON form")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::proto::envoy::service::ratelimit::v3::rate_limit_response::DescriptorStatus;
+
+    fn request(json: &str) -> Result<RateLimitRequest, String> {
+        Messages::new().request(json.as_bytes())
+    }
+
+    #[test]
+    fn json_is_the_message() {
+        let json = r#"{"domain": "d", "hitsAddend": 2, "descriptors": [
+            {"entries": [{"key": "k", "value": "v\u0000ä"}], "hits_addend": "0", "isNegativeHits": true,
+             "limit": {"requestsPerUnit": 5, "unit": "HOUR", "unit_multiplier": 3}}]}"#;
+        let request = request(json).unwrap();
+        let descriptor = &request.descriptors[0];
+        assert_eq!((&request.domain[..], request.hits_addend), (&b"d"[..], 2));
+        assert_eq!((&descriptor.entries[0].key[..], &descriptor.entries[0].value[..]), (&b"k"[..], "v\0ä".as_bytes()));
+        assert_eq!((descriptor.hits_addend, descriptor.is_negative_hits), (Some(0), true));
+        let limit = descriptor.limit.unwrap();
+        assert_eq!((limit.requests_per_unit, limit.unit, limit.unit_multiplier), (5, 3, Some(3)));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let cases = [
+            (r#"{"domian": "d"}"#, "domian"),
+            (r#"{"domain": 5}"#, "string"),
+            (r#"{"domain": "d"} x"#, "trailing"),
+            (r#"{"descriptors": [{"limit": {"unit": "FORTNIGHT"}}]}"#, "FORTNIGHT"),
+            (r#"{"hits_addend": -1}"#, "out of range"),
+            ("", "EOF"),
+        ];
+        for (json, expected) in cases {
+            let reason = request(json).unwrap_err();
+            assert!(reason.contains(expected), "{json}: {reason}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_canonical_json() {
+        let status = DescriptorStatus { code: 2, limit_remaining: 0, ..DescriptorStatus::default() };
+        let response = RateLimitResponse { overall_code: 2, statuses: vec![status], ..RateLimitResponse::default() };
+        let json = String::from_utf8(Messages::new().response(&response)).unwrap();
+        assert_eq!(json, r#"{"overallCode":"OVER_LIMIT","statuses":[{"code":"OVER_LIMIT"}]}"#);
+    }
+}

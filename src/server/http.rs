@@ -1,0 +1,65 @@
+//! What is served over HTTP/1.1: decisions as JSON, and whether this server is ready.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::routing::get;
+use http::StatusCode;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::pin::pin;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use super::connection::GRACE;
+use super::drain::Draining;
+use super::listen;
+use super::readiness::Readiness;
+
+/// How long the head of a request may take to come in, the first or a later one.
+const HEAD: Duration = Duration::from_secs(30);
+
+/// `GET /healthcheck`: 200 when calls may come, 503 and the reason when not.
+pub fn healthcheck(readiness: Arc<Readiness>) -> Router {
+    let answer = |State(readiness): State<Arc<Readiness>>| async move {
+        match readiness.obstacle() {
+            None => (StatusCode::OK, "OK"),
+            Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, obstacle),
+        }
+    };
+    Router::new().route("/healthcheck", get(answer)).with_state(readiness)
+}
+
+/// Serves a listener, `room` connections at a time, until the server drains.
+pub async fn serve(listener: TcpListener, router: Router, room: usize, max_age: Duration, draining: Draining) {
+    let connections = draining.clone();
+    listen::accept(listener, Arc::new(Semaphore::new(room)), draining, |stream, permit| {
+        let (router, draining) = (router.clone(), connections.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            serve_connection(stream, router, max_age, draining).await;
+        });
+    })
+    .await;
+}
+
+async fn serve_connection(stream: TcpStream, router: Router, max_age: Duration, mut draining: Draining) {
+    let _ = stream.set_nodelay(true);
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    tokio::select! {
+        biased;
+        _ = &mut connection => return,
+        () = sleep(max_age) => {}
+        () = draining.begun() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    if timeout(GRACE, connection).await.is_err() {
+        tracing::debug!("an HTTP connection had a request in flight after its grace period and was cut");
+    }
+}

@@ -1,0 +1,192 @@
+//! What was given, where, and which of it counts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use clap::{Arg, ArgMatches, Command};
+use serde::de::{Deserialize, Deserializer, Visitor};
+
+use super::names::{FILE, NAMES, Name};
+use super::values::redacted;
+
+/// Settings as they were written, by key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given(BTreeMap<&'static str, String>);
+
+impl clap::Args for Given {
+    fn augment_args(command: Command) -> Command {
+        let switch = |arg: Arg| arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false");
+        [&FILE].into_iter().chain(NAMES).fold(command, |command, name| {
+            let arg = Arg::new(name.key).long(name.flag()).help(help(name));
+            command.arg(match name.value {
+                Some(value) => arg.value_name(value),
+                None => switch(arg),
+            })
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Given::augment_args(command)
+    }
+}
+
+fn help(name: &Name) -> String {
+    let default = if name.default.is_empty() { String::new() } else { format!(" [default: {}]", name.default) };
+    let known = name.known_variable().map(|known| format!(" [env: {known}]")).unwrap_or_default();
+    format!("{}{default}{known}", name.help)
+}
+
+impl clap::FromArgMatches for Given {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Given, clap::Error> {
+        let given = |name: &Name| matches.get_one::<String>(name.key).map(|text| (name.key, text.clone()));
+        Ok(Given([&FILE].into_iter().chain(NAMES).filter_map(given).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.extend(Given::from_arg_matches(matches)?.0);
+        Ok(())
+    }
+}
+
+/// A setting that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{origin}: {reason}")]
+pub struct SettingProblem {
+    /// The flag, environment variable, or file and key.
+    pub origin: String,
+    pub reason: String,
+}
+
+/// All of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettingProblems(pub Vec<SettingProblem>);
+
+impl fmt::Display for SettingProblems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let problems: Vec<String> = self.0.iter().map(SettingProblem::to_string).collect();
+        f.write_str(&problems.join("\n"))
+    }
+}
+
+impl std::error::Error for SettingProblems {}
+
+/// Flags over environment over file over defaults.
+pub(super) struct Layers<'a> {
+    flags: &'a Given,
+    environment: &'a dyn Fn(&str) -> Option<String>,
+    file_name: String,
+    file: Given,
+    problems: Vec<SettingProblem>,
+}
+
+impl<'a> Layers<'a> {
+    /// Reads the settings file, if one is named.
+    pub(super) fn new(flags: &'a Given, environment: &'a dyn Fn(&str) -> Option<String>) -> Layers<'a> {
+        let (file_name, file, problems) = (String::new(), Given::default(), Vec::new());
+        let mut layers = Layers { flags, environment, file_name, file, problems };
+        if let Some((origin, path)) = layers.find(&FILE) {
+            match std::fs::read_to_string(&path) {
+                Ok(text) => layers.read(path, &text),
+                Err(error) => layers.problems.push(SettingProblem { origin, reason: format!("{path}: {error}") }),
+            }
+        }
+        layers
+    }
+
+    fn read(&mut self, path: String, text: &str) {
+        match serde_saphyr::from_str::<Option<BTreeMap<String, Scalar>>>(text) {
+            Ok(keys) => {
+                for (key, value) in keys.unwrap_or_default() {
+                    match NAMES.iter().find(|name| name.key == key) {
+                        Some(name) => self.file.0.extend(value.0.map(|value| (name.key, value))),
+                        None => self.problems.push(unknown(&path, &key)),
+                    }
+                }
+            }
+            Err(error) => self.problems.push(SettingProblem { origin: path.clone(), reason: error.to_string() }),
+        }
+        self.file_name = path;
+    }
+
+    /// The value of a setting, and where it was given.
+    fn find(&self, name: &Name) -> Option<(String, String)> {
+        let flag = || Some((format!("--{}", name.flag()), self.flags.0.get(name.key)?.clone()));
+        // A variable that is set to nothing says nothing, as templates for containers leave them.
+        let variable = |variable: String| {
+            let text = (self.environment)(&variable).filter(|text| !text.is_empty())?;
+            Some((variable, text))
+        };
+        let file = || Some((format!("{}: {}", self.file_name, name.key), self.file.0.get(name.key)?.clone()));
+        flag().or_else(|| variable(name.variable())).or_else(|| variable(name.known_variable()?)).or_else(file)
+    }
+
+    /// The value of a setting. One that is not allowed is noted, and the default stands in for it.
+    pub(super) fn get<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+        let name = NAMES.iter().find(|name| name.key == key).expect("the setting is in the table");
+        let default = || parse(name.default).expect("defaults are allowed");
+        let Some((origin, text)) = self.find(name) else { return default() };
+        parse(&text).unwrap_or_else(|allowed| {
+            let reason = format!("`{}` is not allowed; {allowed}", redacted(&text));
+            self.problems.push(SettingProblem { origin, reason });
+            default()
+        })
+    }
+
+    /// The settings, unless there were problems.
+    pub(super) fn finish<T>(self, settings: T) -> Result<T, SettingProblems> {
+        if self.problems.is_empty() { Ok(settings) } else { Err(SettingProblems(self.problems)) }
+    }
+}
+
+fn unknown(path: &str, key: &str) -> SettingProblem {
+    let closest = NAMES.iter().max_by(|a, b| strsim::jaro(a.key, key).total_cmp(&strsim::jaro(b.key, key)));
+    let hint = closest.filter(|name| strsim::jaro(name.key, key) > 0.8).map(|name| format!("; did you mean `{}`?", name.key));
+    SettingProblem { origin: path.to_owned(), reason: format!("there is no setting `{key}`{}", hint.unwrap_or_default()) }
+}
+
+/// A value in the file: whatever stands there, as it would stand on the command line. Null is none.
+struct Scalar(Option<String>);
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Scalar, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor)
+    }
+}
+
+struct ScalarVisitor;
+
+impl<'de> Visitor<'de> for ScalarVisitor {
+    type Value = Scalar;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a single value")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Scalar, E> {
+        Ok(Scalar(Some(text.to_owned())))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
+        Ok(Scalar(Some(value.to_string())))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Scalar, E> {
+        Ok(Scalar(Some(value.to_string())))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Scalar, E> {
+        Ok(Scalar(Some(value.to_string())))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Scalar, E> {
+        Ok(Scalar(Some(value.to_string())))
+    }
+
+    fn visit_unit<E>(self) -> Result<Scalar, E> {
+        Ok(Scalar(None))
+    }
+
+    fn visit_none<E>(self) -> Result<Scalar, E> {
+        Ok(Scalar(None))
+    }
+}

@@ -1,0 +1,76 @@
+//! The settings there are: one table that the flags, the environment, the settings file and their documentation are made of.
+
+/// A setting by its names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// In the settings file; the flag has dashes, the environment variable is upper case and begins with `WEIR_`.
+    pub key: &'static str,
+    /// It is also an environment variable by its name in upper case alone, as operators of envoyproxy/ratelimit know it.
+    pub is_known: bool,
+    /// What stands for the value in the help; `None` for a switch, which may stand without one.
+    pub value: Option<&'static str>,
+    /// As the value would be written; empty where there is none.
+    pub default: &'static str,
+    pub help: &'static str,
+}
+
+impl Name {
+    /// `--grpc-listen`, without the dashes in front.
+    pub fn flag(&self) -> String {
+        self.key.replace('_', "-")
+    }
+
+    /// `WEIR_GRPC_LISTEN`.
+    pub fn variable(&self) -> String {
+        format!("WEIR_{}", self.key.to_ascii_uppercase())
+    }
+
+    /// `SHADOW_MODE`, where operators know it by that.
+    pub fn known_variable(&self) -> Option<String> {
+        self.is_known.then(|| self.key.to_ascii_uppercase())
+    }
+}
+
+const fn own(key: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Name {
+    Name { key, is_known: false, value: Some(value), default, help }
+}
+
+const fn known(key: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Name {
+    Name { key, is_known: true, value: Some(value), default, help }
+}
+
+const fn known_switch(key: &'static str, help: &'static str) -> Name {
+    Name { key, is_known: true, value: None, default: "false", help }
+}
+
+/// The settings file itself, which no settings file can name.
+pub const FILE: Name = own("config", "FILE", "", "Settings file: YAML, a key for each setting below, with underscores");
+
+/// All others.
+pub const NAMES: &[Name] = &[
+    own("rules", "PATH", "config/rules", "Rules: a file, or a directory of *.yaml files"),
+    own("store", "STORE", "memory", "Where counters live: memory, redis://…, rediss://… or redis+unix:///…"),
+    own("store_timeout", "TIME", "10ms", "How long the store may take, from a request's arrival"),
+    own("redis_ca_file", "FILE", "", "Certificate authorities to trust for rediss://, in PEM"),
+    own("replicas", "N", "", "How many replicas share a limit decided locally while Redis is away; else as many as are heard of"),
+    own("memory_max_counters", "N", "1000000", "Live counters in memory at most; the ones that expire soonest make room"),
+    own("grpc_listen", "ADDRESS", "0.0.0.0:8081", "Where to answer gRPC"),
+    own("http_listen", "ADDRESS", "0.0.0.0:8080", "Where to answer POST /json and GET /healthcheck"),
+    own("admin_listen", "ADDRESS", "127.0.0.1:6070", "Where to show metrics and the rules in force"),
+    own("threads", "N", "", "Threads that serve gRPC; else as many as there are cores"),
+    own("max_connection_age", "TIME", "5m", "When a gRPC connection is asked to be opened anew, give or take 10 %"),
+    own("drain_delay", "TIME", "5s", "How long calls are still taken after SIGTERM, while health says NOT_SERVING"),
+    own("log_level", "FILTER", "info", "off, error, warn, info, debug, trace, or directives such as weir=debug"),
+    own("log_format", "FORMAT", "text", "text or json"),
+    known("charge", "WHICH", "auto", "Refused hits that count all the same: auto, admitted (none) or always (all)"),
+    known_switch("shadow_mode", "Count and answer truthfully for each descriptor, but refuse no request"),
+    known_switch("quota_mode", "Treat every rule as one of quota_mode: refuse when all are over"),
+    known_switch("limit_response_headers_enabled", "Add the three headers below to every answer about a limit"),
+    known("limit_limit_header", "NAME", "RateLimit-Limit", "What the header with the limit is called"),
+    known("limit_remaining_header", "NAME", "RateLimit-Remaining", "What the header with the remaining requests is called"),
+    known("limit_reset_header", "NAME", "RateLimit-Reset", "What the header with the time of reset is called"),
+    known_switch("response_dynamic_metadata", "Answer with the request and the rules' metadata as dynamic metadata"),
+    known_switch("merge_domain_config", "Let several documents add to one domain"),
+    known("local_cache_size_in_bytes", "BYTES", "0", "Memory for refusals that need not be asked of Redis again; 0 is none"),
+    known("cache_key_prefix", "TEXT", "", "What the keys of all counters begin with"),
+];
