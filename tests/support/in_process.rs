@@ -25,7 +25,7 @@ pub(crate) fn settings(rules: impl Into<PathBuf>) -> Settings {
 }
 
 pub(crate) async fn channel(address: SocketAddr) -> Channel {
-    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+    Channel::from_shared(format!("http://{address}")).expect("an address").connect().await.expect("a server")
 }
 
 /// One descriptor of these entries.
