@@ -14,7 +14,10 @@ use deadpool_redis::redis::cmd;
 use futures_util::future::join_all;
 use support::redis::RedisServer;
 use tokio::time::Instant;
-use weir::limit::{Algorithm, Charge, Check, DAY, HOUR, Hit, Limit, MINUTE, Micros, Mode, Operation, SECOND, State, WEEK, YEAR};
+use weir::limit::{
+    Algorithm, Charge, Check, DAY, HOUR, Hit, Limit, LimitError, MAX_LOG_REQUESTS, MINUTE, Micros, Mode, Operation, SECOND, State,
+    WEEK, YEAR,
+};
 use weir::rules::key::{self, Key, Part};
 use weir::store::memory::{DEFAULT_MAX_COUNTERS, MemoryStore};
 use weir::store::redis::{Connector, RedisSettings, RedisStore};
@@ -255,9 +258,10 @@ impl Counter {
         if self.algorithm == Algorithm::Penalty {
             return Limit::penalty(1 + random.below(self.window)).expect("a short block is a block");
         }
-        let largest = match Limit::new(self.algorithm, u64::MAX, self.window, None) {
-            Err(weir::limit::LimitError::TooLarge { largest, .. }) => largest,
-            _ => weir::limit::MAX_LOG_REQUESTS,
+        let build = |requests, burst| Limit::new(self.algorithm, requests, self.window, burst);
+        let largest = match build(u64::MAX, None) {
+            Err(LimitError::TooLarge { largest, .. }) => largest,
+            _ => MAX_LOG_REQUESTS,
         };
         let requests = match random.below(20) {
             0 => 0,
@@ -266,14 +270,18 @@ impl Counter {
             3..=5 => 1 + random.below(largest.min(1_000)),
             _ => 1 + random.below(12),
         };
+        let largest_burst = match build(requests, Some(u64::MAX)) {
+            Err(LimitError::BurstTooLarge { largest, .. }) => largest,
+            _ => 0,
+        };
         let burst = match random.below(8) {
             _ if !self.algorithm.is_bucket() || requests == 0 => None,
             0 => Some(0),
-            1 => Some(largest),
-            2..=4 => Some(random.below(30)),
+            1 => Some(largest_burst),
+            2..=4 => Some(random.below(30).min(largest_burst)),
             _ => None,
         };
-        Limit::new(self.algorithm, requests, self.window, burst).expect("the size is within bounds")
+        build(requests, burst).expect("the size is within bounds")
     }
 
     /// Whether a state that Redis still keeps says no more than none would. Buckets are deleted in time instead.

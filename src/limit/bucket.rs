@@ -2,11 +2,7 @@
 //! units of one token over the period, so that every rate is exact: each tick pays back `requests` units, a token
 //! costs `period` units. A token bucket admits at once; a leaky one says how long the queue ahead takes to drain.
 
-use super::{Cost, Limit, Micros, Outcome, RetryAfter, State, Step, YEAR, denied};
-
-/// Nobody waits longer than this: debts that would drain more slowly (a large burst, then a reload to a slow rate) are kept for as
-/// long, so that every time stays below 2^53 µs.
-const LONGEST_DRAIN: Micros = 100 * YEAR;
+use super::{Cost, Limit, Micros, Outcome, RetryAfter, State, Step, denied};
 
 struct Meter {
     at: u64,
@@ -39,7 +35,7 @@ impl Meter {
     fn until_paid(&self, limit: &Limit, now: Micros, debt: u64) -> Micros {
         match debt {
             0 => 0,
-            debt => (self.at + drain_ticks(limit, debt).min(LONGEST_DRAIN / limit.tick)) * limit.tick - now,
+            debt => (self.at + drain_ticks(limit, debt)) * limit.tick - now,
         }
     }
 

@@ -25,6 +25,8 @@ fn counts(limit: &Limit, state: Option<&State>, now: Micros) -> Counts {
         },
         _ => (aligned, 0, 0),
     };
+    // Empty is as good as absent: a store may have dropped it already.
+    let start = if (current, previous) == (0, 0) { aligned } else { start };
     Counts { start, elapsed: tick - start, current, previous }
 }
 

@@ -1,11 +1,12 @@
 -- bucket.rs: token bucket and leaky bucket. State: tick, debt in units of one token over the period.
 local bucket = {}
 do
-  local LONGEST_DRAIN = 3153600000000000
+  local function most_debt(limit)
+    return (limit.burst + limit.requests) * limit.period
+  end
 
   local function drain_ticks(limit, debt)
     if debt == 0 then return 0 end
-    if limit.requests == 0 then return limit.period end
     return floor((debt + limit.requests - 1) / limit.requests)
   end
 
@@ -16,17 +17,17 @@ do
     if #state ~= 16 then return nil end
     local at, debt = unpack_struct('<dd', state)
     if at % 1 ~= 0 or at < 0 or at >= EXACT or debt % 1 ~= 0 or debt < 0 or debt >= EXACT then return nil end
-    if at < tick then
-      local elapsed = tick - at
-      if elapsed >= drain_ticks(limit, debt) then return tick, 0 end
-      return tick, debt - elapsed * limit.requests
-    end
-    return tick, debt
+    local most = most_debt(limit)
+    if debt > most then debt = most end
+    if at >= tick then return tick, debt end
+    local elapsed = tick - at
+    if elapsed >= drain_ticks(limit, debt) then return tick, 0 end
+    return tick, debt - elapsed * limit.requests
   end
 
   local function until_paid(limit, tick, now, debt)
     if debt == 0 then return 0 end
-    return (tick + min(drain_ticks(limit, debt), LONGEST_DRAIN / limit.tick)) * limit.tick - now
+    return (tick + drain_ticks(limit, debt)) * limit.tick - now
   end
 
   local function store(limit, tick, debt, now)
@@ -43,10 +44,7 @@ do
     if max_delay and cost > 0 then
       fits_at = min(fits_at, min(floor(max_delay / limit.tick), period * limit.burst) * limit.requests)
     end
-    if debt > fits_at then
-      if limit.requests == 0 then return false, remaining, NEVER, 0 end
-      return false, remaining, until_paid(limit, tick, now, debt - fits_at), 0
-    end
+    if debt > fits_at then return false, remaining, until_paid(limit, tick, now, debt - fits_at), 0 end
     if cost == 0 then return true, remaining, until_paid(limit, tick, now, debt), 0 end
     local delay = limit.leaky and until_paid(limit, tick, now, debt) or 0
     local next, ttl = store(limit, tick, debt + cost * period, now)
@@ -56,7 +54,7 @@ do
   function bucket.charge(limit, state, now, cost)
     local tick, debt = meter(limit, state, now)
     local period = limit.period
-    local most = max((limit.burst + limit.requests) * period, debt)
+    local most = most_debt(limit)
     local room = most - debt
     debt = cost >= floor((room + period - 1) / period) and most or debt + cost * period
     return store(limit, tick, debt, now)

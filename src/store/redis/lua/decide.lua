@@ -103,10 +103,10 @@ local function answer(kind, remaining, after, delay)
 end
 
 local function charge(check, state)
-  local limit, cost = check.limit, check.cost
-  if limit.capacity == 0 then return check.step(limit, state, now, cost) end
+  local limit, cost, max_delay = check.limit, check.cost, check.max_delay
+  if limit.capacity == 0 then return check.step(limit, state, now, cost, max_delay) end
   local next, ttl = algorithms[limit.algorithm].charge(limit, state, now, cost)
-  local allowed, _, retry_after = check.step(limit, next, now, 1)
+  local allowed, _, retry_after = check.step(limit, next, now, 1, max_delay)
   return false, 0, allowed and 0 or retry_after, 0, next, ttl
 end
 
@@ -210,9 +210,11 @@ local function resolve(check, state, number, counted)
   return is_allowed[number], remains[number], afters[number], delays[number], nexts[number], next_ttls[number]
 end
 
-local function resolve_penalty(check, number, had_no_room)
+local function resolve_penalty(check, state, number, had_no_room)
   if is_allowed[number] and had_no_room then return penalty.block(check.limit, now) end
-  return is_allowed[number], remains[number], afters[number], delays[number]
+  local next, ttl
+  if check.operation == TAKE then next, ttl = penalty.shorten(check.limit, state, now) end
+  return is_allowed[number], remains[number], afters[number], delays[number], next, ttl
 end
 
 local function decide(checks, count, first, refused)
@@ -248,7 +250,7 @@ local function decide(checks, count, first, refused)
     local check, home = checks[number], places[KEYS[first + number]]
     local allowed, remaining, after, delay, next, ttl
     if check.limit.algorithm == PENALTY then
-      allowed, remaining, after, delay, next, ttl = resolve_penalty(check, number, had_no_room[check.owner])
+      allowed, remaining, after, delay, next, ttl = resolve_penalty(check, states[home], number, had_no_room[check.owner])
     else
       local counted = not refused and (check.mode == ENFORCE or not owner_is_over[check.owner])
       allowed, remaining, after, delay, next, ttl = resolve(check, states[home], number, counted)

@@ -14,6 +14,11 @@ do
     return false, 0, limit.window, 0, pack('<d', now + limit.window), limit.window
   end
 
+  function penalty.shorten(limit, state, now)
+    if not state then return nil end
+    if unpack_struct('<d', state) > now + limit.window then return pack('<d', now + limit.window), limit.window end
+  end
+
   function penalty.refund()
     return nil
   end

@@ -4,16 +4,27 @@ do
   -- start, elapsed, current, previous; KEEP where the stored state ends when its successor does
   local function counts(limit, state, now)
     local tick = floor(now / limit.tick)
-    local elapsed = tick % limit.period
-    local start = tick - elapsed
-    if not state then return start, elapsed, 0, 0 end
+    local period = limit.period
+    local elapsed = tick % period
+    local aligned = tick - elapsed
+    if not state then return aligned, elapsed, 0, 0 end
     if #state ~= 24 then return nil end
-    local stored, current, previous = unpack_struct('<ddd', state)
-    if stored % 1 ~= 0 or stored < 0 or stored >= EXACT or current % 1 ~= 0 or current < 0 or current >= EXACT
+    local start, current, previous = unpack_struct('<ddd', state)
+    if start % 1 ~= 0 or start < 0 or start >= EXACT or current % 1 ~= 0 or current < 0 or current >= EXACT
       or previous % 1 ~= 0 or previous < 0 or previous >= EXACT then return nil end
-    if stored >= start then return start, elapsed, current, previous, stored == start and current > 0 and KEEP end
-    if stored + limit.period == start then return start, elapsed, 0, current end
-    return start, elapsed, 0, 0
+    local since = tick - start
+    if since >= 2 * period then return aligned, elapsed, 0, 0 end
+    if since >= period then
+      if current == 0 then return aligned, elapsed, 0, 0 end
+      return start + period, since - period, 0, current
+    end
+    if current == 0 and previous == 0 then return aligned, elapsed, 0, 0 end
+    if since < 0 then return tick, 0, current, previous end
+    return start, since, current, previous, current > 0 and KEEP
+  end
+
+  local function used(limit, elapsed, current, previous)
+    return previous * (limit.period - elapsed) + current * limit.period
   end
 
   local function reset_after(limit, start, current, previous, now)
@@ -37,7 +48,7 @@ do
     if not start then return nil end
     local period = limit.period
     local whole = limit.requests * period
-    local used = previous * (period - elapsed) + current * period
+    local used = used(limit, elapsed, current, previous)
     local remaining = used < whole and floor((whole - used) / period) or 0
     if cost > limit.requests then return false, remaining, NEVER, 0 end
     if used + cost * period > whole then
@@ -49,9 +60,10 @@ do
   end
 
   function sliding_counter.charge(limit, state, now, cost)
-    local start, _, current, previous = counts(limit, state, now)
-    local most = max(2 * limit.requests, current)
-    return store(limit, start, current + min(cost, most - current), previous, now)
+    local start, elapsed, current, previous = counts(limit, state, now)
+    local period = limit.period
+    local room = floor(max(2 * limit.requests * period - used(limit, elapsed, current, previous), 0) / period)
+    return store(limit, start, current + min(cost, room), previous, now)
   end
 
   function sliding_counter.refund(limit, state, now, cost)
