@@ -13,7 +13,7 @@ use redis::RedisServer;
 use tokio::time::Instant;
 use weir::limit::{Algorithm, Charge, Check, HOUR, Limit, Mode, Operation};
 use weir::rules::key::{self, Part};
-use weir::store::redis::{Connector, RedisSettings, RedisStore};
+use weir::store::redis::RedisStore;
 use weir::store::{Clock, Group, Store};
 
 const BATCHES: [usize; 4] = [1, 8, 32, 64];
@@ -54,15 +54,7 @@ async fn main() {
 
 async fn measure(algorithms: &[Algorithm], requests: u64, batch: usize) -> f64 {
     let server = RedisServer::start();
-    let settings = RedisSettings {
-        url: server.url(),
-        ca_file: None,
-        key_prefix: String::new(),
-        connect_timeout: Duration::from_secs(10),
-        store_timeout: Duration::from_secs(10),
-    };
-    let store = RedisStore::new(&Connector::new(settings).expect("the settings are good"), Clock::System);
-    store.ready().await;
+    let store = server.store(Clock::System).await;
     let groups: Vec<Group> = (0..KEYS).map(|number| group(algorithms, requests, number)).collect();
     // Every counter is there before it counts.
     decide(&store, &groups, batch, KEYS).await;

@@ -20,7 +20,7 @@ use weir::limit::{
 };
 use weir::rules::key::{self, Key, Part};
 use weir::store::memory::{DEFAULT_MAX_COUNTERS, MemoryStore};
-use weir::store::redis::{Connector, RedisSettings, RedisStore};
+use weir::store::redis::RedisStore;
 use weir::store::{Clock, Group, Store};
 
 const SEEDS: [u64; 4] = [1, 2, 3, 4];
@@ -76,15 +76,7 @@ impl Run {
     async fn new(server: &RedisServer, seed: u64) -> Run {
         let now = Arc::new(AtomicU64::new(0));
         let clock = Clock::Manual(Arc::clone(&now));
-        let settings = RedisSettings {
-            url: server.url(),
-            ca_file: None,
-            key_prefix: String::new(),
-            connect_timeout: Duration::from_secs(10),
-            store_timeout: Duration::from_secs(10),
-        };
-        let redis = RedisStore::new(&Connector::new(settings).expect("the settings are good"), clock.clone());
-        redis.ready().await;
+        let redis = server.store(clock.clone()).await;
         Run {
             random: Random(seed),
             seed,

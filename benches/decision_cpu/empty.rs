@@ -23,7 +23,6 @@ impl RateLimitService for Empty {
     }
 }
 
-
 /// Serves on a free port, which it prints, until it is killed.
 pub(crate) fn serve(threads: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

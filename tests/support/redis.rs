@@ -11,10 +11,13 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::{Client, FromRedisValue, TlsCertificates, Value, cmd};
 use tempfile::TempDir;
+use weir::store::Clock;
+use weir::store::redis::{Connector, RedisSettings, RedisStore};
 
 /// Starts given to another process between finding a free port and listening on it.
 const PORT_ATTEMPTS: usize = 20;
@@ -114,6 +117,24 @@ impl RedisServer {
     /// The authority that a TLS server's certificate is signed by, in PEM.
     pub fn ca_file(&self) -> PathBuf {
         self.path("ca.pem")
+    }
+
+    /// What a store of this server is made with: all the patience that a busy machine needs.
+    pub fn settings(&self) -> RedisSettings {
+        RedisSettings {
+            url: self.url(),
+            ca_file: matches!(self.listen, Listen::Tls(_)).then(|| self.ca_file()),
+            key_prefix: String::new(),
+            connect_timeout: Duration::from_secs(30),
+            store_timeout: Duration::from_secs(30),
+        }
+    }
+
+    /// A connected store.
+    pub async fn store(&self, clock: Clock) -> RedisStore {
+        let store = RedisStore::new(&Connector::new(self.settings()).expect("the settings are good"), clock);
+        store.ready().await;
+        store
     }
 
     fn path(&self, name: &str) -> PathBuf {
