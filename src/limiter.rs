@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::limit::{Mode, Outcome, RetryAfter, SECOND};
+use crate::limit::{Algorithm, Mode, Operation, Outcome, RetryAfter, SECOND};
 use crate::rules::decision::{self, Code, Decision, Degraded};
 use crate::rules::plan::{self, Plan, PlanSettings, Planned};
 use crate::rules::request::Request;
@@ -103,6 +103,10 @@ impl<S: Store> Limiter<S> {
         &self.shared
     }
 
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
     /// Decides a request that came in at `arrival` from a caller that waits for `patience` (its gRPC deadline).
     pub async fn decide(&self, request: &Request<'_>, arrival: Instant, patience: Option<Duration>) -> Answer {
         if let Err(reason) = well_formed(request) {
@@ -150,18 +154,23 @@ impl<S: Store> Limiter<S> {
     }
 
     /// What the rules say for a store that gives no answer: a `deny` refuses whatever the others say; else one `error`
-    /// leaves the whole request without an answer; `allow` and `local` answer for their own limits.
+    /// leaves the whole request without an answer; `allow` and `local` answer for their own limits. What a rule refuses
+    /// outright stays refused, and what is given back is not.
     fn without_store(&self, domain: &Domain, plan: &Plan, error: &StoreError) -> Result<(Outcomes, Degraded), String> {
-        let mut policies: SmallVec<[OnStoreFailure; 4]> = SmallVec::from_elem(OnStoreFailure::Allow, plan.group.checks.len());
+        let checks = &plan.group.checks;
+        let mut policies: SmallVec<[OnStoreFailure; 4]> = SmallVec::from_elem(OnStoreFailure::Allow, checks.len());
         for planned in &plan.descriptors {
-            for check in &planned.checks {
-                if plan.group.checks[check.check].mode != Mode::Shadow {
-                    policies[check.check] = on_store_failure(domain, planned);
-                }
+            for planned_check in &planned.checks {
+                let check = &checks[planned_check.check];
+                policies[planned_check.check] = match on_store_failure(domain, planned) {
+                    _ if check.mode == Mode::Shadow => OnStoreFailure::Allow,
+                    OnStoreFailure::Deny if check.operation == Operation::Refund => OnStoreFailure::Allow,
+                    policy => policy,
+                };
             }
         }
         let denies = policies.contains(&OnStoreFailure::Deny);
-        if policies.contains(&OnStoreFailure::Error) && !denies {
+        if policies.contains(&OnStoreFailure::Error) && !denies && !plan.group.refused {
             return Err(error.to_string());
         }
         let mut outcomes: Outcomes = plan
@@ -174,7 +183,9 @@ impl<S: Store> Limiter<S> {
                 _ => Outcome::Allowed { remaining: check.limit.capacity(), reset_after: 0, delay: 0 },
             })
             .collect();
-        let is_local = |place: &usize| policies[*place] == OnStoreFailure::Local;
+        // No block is set: lack of room in one replica's share is no offence.
+        let is_local =
+            |&place: &usize| policies[place] == OnStoreFailure::Local && checks[place].limit.algorithm() != Algorithm::Penalty;
         let places: SmallVec<[usize; 4]> = (0..policies.len()).filter(is_local).collect();
         if places.is_empty() {
             return Ok((outcomes, if denies { Degraded::Deny } else { Degraded::Allow }));

@@ -104,7 +104,7 @@ impl<S: Store + Probe + 'static> Store for Guard<S> {
             Ok(_) | Err(StoreError::Foreign(_)) => self.shared.succeeded(asked, &self.tally),
             Err(StoreError::Timeout) if deadline.saturating_duration_since(asked) < self.shared.patience => {}
             Err(error @ (StoreError::Timeout | StoreError::Unavailable(_))) => self.shared.failed(error),
-            Err(StoreError::Open) => {}
+            Err(StoreError::Open | StoreError::TooLarge(_)) => {}
         }
         answer
     }
@@ -290,7 +290,7 @@ mod tests {
         assert!(!opens(StoreError::Timeout, STORE_TIMEOUT / 2).await, "the caller had less patience");
         assert!(opens(away(), STORE_TIMEOUT / 2).await);
         assert!(!opens(StoreError::Foreign("a list".into()), STORE_TIMEOUT).await);
-        assert!(!opens(StoreError::Open, STORE_TIMEOUT).await);
+        assert!(!opens(StoreError::TooLarge(100_000), STORE_TIMEOUT).await, "what a caller asks for is not the store's failure");
     }
 
     #[tokio::test]

@@ -45,6 +45,9 @@ pub enum StoreError {
     /// This request's own keys hold something else; other requests are not affected. Nothing was counted.
     #[error("a counter of this request is not one of ours: {0}")]
     Foreign(Arc<str>),
+    /// This request has more checks than are decided at once; other requests are not affected. Nothing was counted.
+    #[error("{0} checks in one request are more than the store decides at once")]
+    TooLarge(usize),
 }
 
 /// What time a store decides by.

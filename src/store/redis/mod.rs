@@ -15,7 +15,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use self::batch::{Lane, MAX_QUEUED, Request, Status};
 use self::connect::Link;
 pub use self::connect::{Connector, RedisSettings, RedisSettingsError};
-use self::wire::{Encoded, MAX_CHECKS};
+use self::wire::Encoded;
+use super::guard::Probe;
 use super::{Clock, Group, Outcomes, Store, StoreError};
 use crate::rules::key::STATE_VERSION;
 
@@ -119,7 +120,7 @@ impl Store for RedisStore {
         }
         let unavailable = |reason: &str| StoreError::Unavailable(Arc::from(reason));
         let Some(encoded) = Encoded::new(group) else {
-            return Err(unavailable(&format!("a request of more than {MAX_CHECKS} checks")));
+            return Err(StoreError::TooLarge(group.checks.len()));
         };
         let (respond, answer) = oneshot::channel();
         if self.queue.try_send(Request { encoded, deadline, respond }).is_err() {
@@ -130,5 +131,11 @@ impl Store for RedisStore {
             Ok(Err(_)) => Err(unavailable("the connection's task has ended")),
             Err(_) => Err(StoreError::Timeout),
         }
+    }
+}
+
+impl Probe for RedisStore {
+    fn probe(&self) -> impl Future<Output = Result<(), StoreError>> + Send {
+        RedisStore::probe(self)
     }
 }
