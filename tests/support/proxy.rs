@@ -3,12 +3,12 @@
 #![allow(dead_code, unreachable_pub)] // Each test file uses a part of it.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 
 /// What happens to what goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,12 @@ pub enum Mode {
 /// Between a client and the server at an address.
 pub struct Proxy {
     address: SocketAddr,
-    mode: Arc<watch::Sender<Mode>>,
+    behaviour: Arc<Behaviour>,
+}
+
+struct Behaviour {
+    /// The flag: for the next request alone, and what is left of its connection.
+    mode: Mutex<(Mode, bool)>,
 }
 
 impl Proxy {
@@ -33,49 +38,74 @@ impl Proxy {
     pub async fn to(server: SocketAddr) -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("the loopback interface has a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let mode = Arc::new(watch::Sender::new(Mode::Pass));
-        let accepting = Arc::clone(&mode);
+        let behaviour = Arc::new(Behaviour { mode: Mutex::new((Mode::Pass, false)) });
+        let proxy = Proxy { address, behaviour: Arc::clone(&behaviour) };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(relay(client, server, accepting.subscribe()));
+                tokio::spawn(relay(client, server, Arc::clone(&behaviour)));
             }
         });
-        Proxy { address, mode }
+        proxy
     }
 
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
+    /// From now on.
     pub fn set(&self, mode: Mode) {
-        self.mode.send_replace(mode);
+        *self.behaviour.mode.lock().expect("nobody panics") = (mode, false);
+    }
+
+    /// For the next request, and its connection; whatever connects anew passes.
+    pub fn once(&self, mode: Mode) {
+        *self.behaviour.mode.lock().expect("nobody panics") = (mode, true);
     }
 }
 
-async fn relay(client: TcpStream, server: SocketAddr, mode: watch::Receiver<Mode>) {
+impl Behaviour {
+    fn of_request(&self) -> Mode {
+        let mut mode = self.mode.lock().expect("nobody panics");
+        let (now, once) = *mode;
+        if once {
+            *mode = (Mode::Pass, false);
+        }
+        now
+    }
+
+    fn mutes(&self) -> bool {
+        *self.mode.lock().expect("nobody panics") == (Mode::Mute, false)
+    }
+}
+
+async fn relay(client: TcpStream, server: SocketAddr, behaviour: Arc<Behaviour>) {
     let Ok(server) = TcpStream::connect(server).await else { return };
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let is_muted = AtomicBool::new(false);
     tokio::select! {
-        () = requests(from_client, to_server, mode.clone()) => {}
-        () = answers(from_server, to_client, mode) => {}
+        () = requests(from_client, to_server, &behaviour, &is_muted) => {}
+        () = answers(from_server, to_client, &behaviour, &is_muted) => {}
     }
 }
 
-async fn requests(mut client: OwnedReadHalf, mut server: OwnedWriteHalf, mode: watch::Receiver<Mode>) {
+async fn requests(mut client: OwnedReadHalf, mut server: OwnedWriteHalf, behaviour: &Behaviour, is_muted: &AtomicBool) {
     let mut bytes = vec![0; 64 << 10];
     while let Ok(length @ 1..) = client.read(&mut bytes).await {
-        let mode = *mode.borrow();
+        let mode = behaviour.of_request();
+        is_muted.fetch_or(mode == Mode::Mute, Ordering::Relaxed);
         if mode == Mode::CutBefore || server.write_all(&bytes[..length]).await.is_err() || mode == Mode::CutAfter {
             return;
         }
     }
 }
 
-async fn answers(mut server: OwnedReadHalf, mut client: OwnedWriteHalf, mode: watch::Receiver<Mode>) {
+async fn answers(mut server: OwnedReadHalf, mut client: OwnedWriteHalf, behaviour: &Behaviour, is_muted: &AtomicBool) {
     let mut bytes = vec![0; 64 << 10];
     while let Ok(length @ 1..) = server.read(&mut bytes).await {
-        let mode = *mode.borrow();
-        if mode == Mode::Pass && client.write_all(&bytes[..length]).await.is_err() {
+        if is_muted.load(Ordering::Relaxed) || behaviour.mutes() {
+            continue;
+        }
+        if client.write_all(&bytes[..length]).await.is_err() {
             return;
         }
     }
