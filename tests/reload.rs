@@ -208,6 +208,9 @@ fn a_domain_is_removed_on_purpose_only() {
     assert_eq!((&loaded.changes.domains_removed[..], loaded.changes.rules_removed), (&["a".to_owned()][..], 1));
     assert!(loaded.kept.is_empty() && loaded.problems.is_empty());
     assert_eq!(requests(&loaded, "b"), Some(1));
+    fs::remove_file(watched.file("a.yaml")).unwrap();
+    let loaded = watched.until(|loaded| !loaded.rules.domains.contains_key(&b"a"[..]));
+    assert!(loaded.kept.is_empty() && loaded.warnings.is_empty(), "nothing was left to lose: {}", loaded.warnings);
 }
 
 #[test]

@@ -124,6 +124,7 @@ fn next_rules(compiled: Compiled, previous: &RuleSet, kept: &mut Vec<String>, wa
                     Some(format!("a file is gone, and with it {rules} rules of domain `{}`; all of its rules stay", before.name))
                 }
             },
+            None if before.rules.is_empty() => continue,
             None if unreadable || bad.contains(&*before.name) => None,
             None => {
                 Some(format!("domain `{}` is in no file any more; its {} rules stay in force", before.name, before.rules.len()))

@@ -104,6 +104,8 @@ pub struct Node {
 struct Branch {
     exact: HashMap<Box<[u8]>, Node, RandomState>,
     patterns: Vec<PatternNode>,
+    /// The place of each pattern's text in `patterns`.
+    by_text: HashMap<Box<[u8]>, usize, RandomState>,
     index: PatternIndex,
     any: Option<Box<Node>>,
 }
@@ -152,9 +154,10 @@ impl Node {
                 (branch.exact.entry(value).or_default(), is_new)
             }
             Matcher::Pattern { pattern, text, shared } => {
-                let known = branch.patterns.iter().position(|known| known.text == text);
+                let known = branch.by_text.get(&text).copied();
                 let index = known.unwrap_or(branch.patterns.len());
                 if known.is_none() {
+                    branch.by_text.insert(text.clone(), index);
                     branch.patterns.push(PatternNode { pattern, text, shared, node: Node::default() });
                 }
                 (&mut branch.patterns[index].node, known.is_none())
