@@ -13,12 +13,16 @@ pub(super) fn run(given: &Given) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let server = Server::start(settings).await?;
         println!("gRPC on {}", server.addresses.grpc);
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = hang_up.recv() => server.reload(),
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
         }
         server.stop().await;
         Ok(())

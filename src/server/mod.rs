@@ -7,6 +7,7 @@ pub mod grpc;
 pub mod http;
 pub mod listen;
 pub mod readiness;
+pub mod reload;
 pub mod threads;
 
 use std::io;
@@ -19,7 +20,7 @@ use tokio::task::JoinHandle;
 
 use crate::api::json;
 use crate::api::rls::{self, Rls};
-use crate::config;
+use crate::config::watch::Watcher;
 use crate::limiter::{Limiter, LimiterSettings, Shared};
 use crate::settings::Settings;
 use crate::store::Clock;
@@ -29,6 +30,7 @@ use drain::Drain;
 use grpc::GrpcService;
 pub use listen::ListenError;
 use readiness::Readiness;
+use reload::Reloading;
 use threads::{Serving, Threads};
 
 /// gRPC connections open at once. Envoy opens one for each of its workers.
@@ -52,6 +54,7 @@ pub struct Server {
     pub addresses: Addresses,
     pub shared: Arc<Shared>,
     pub readiness: Arc<Readiness>,
+    watcher: Watcher,
     health: tonic_health::server::HealthReporter,
     drain: Drain,
     drain_delay: Duration,
@@ -108,19 +111,16 @@ impl Server {
             tokio::spawn(async move { readiness.report_to(health).await })
         };
         let background = vec![reporting, tokio::spawn(sweep(store, shared.clone()))];
-        let server =
-            Server { addresses, shared, readiness, health, drain, drain_delay: settings.drain_delay, acceptor, background };
-        server.load(&settings);
-        Ok(server)
+        let reloading =
+            Reloading { path: settings.rules, options: settings.load, shared: shared.clone(), readiness: readiness.clone() };
+        let watcher = tokio::task::spawn_blocking(|| reloading.start()).await.map_err(io::Error::other)??;
+        let drain_delay = settings.drain_delay;
+        Ok(Server { addresses, shared, readiness, watcher, health, drain, drain_delay, acceptor, background })
     }
 
-    fn load(&self, settings: &Settings) {
-        let loaded = config::load(&settings.rules, &settings.load, &self.shared.rules());
-        for problem in loaded.problems.iter().chain(loaded.warnings.iter()) {
-            tracing::error!("{problem}");
-        }
-        self.readiness.set_rules_loaded(loaded.rules.revision > 0);
-        self.shared.load(loaded.rules);
+    /// Looks whether the rules have changed, now.
+    pub fn reload(&self) {
+        self.watcher.trigger();
     }
 
     /// Stops: says so, takes calls for a while yet, then lets every connection finish what it has begun.
