@@ -1,10 +1,12 @@
 //! Between the protocol's messages and what the limiter speaks. Nothing here decides: a message becomes a [`Request`] that
 //! borrows from it, and a decision becomes an answer field by field.
 
-use super::AnswerSettings;
+use tokio::time::Instant;
+
 use super::proto::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use super::proto::envoy::service::ratelimit::v3::rate_limit_response::{self, DescriptorStatus, RateLimit};
 use super::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
+use super::{AnswerSettings, headers, metadata};
 use crate::limit::{Limit, Micros, Outcome, RetryAfter, SECOND};
 use crate::limiter::Decided;
 use crate::rules::decision::{Code, Status};
@@ -37,15 +39,22 @@ fn descriptor(message: &RateLimitDescriptor) -> Descriptor<'_> {
     }
 }
 
-/// The answer to a call.
-pub fn response(decided: &Decided, _message: &RateLimitRequest, _settings: &AnswerSettings) -> RateLimitResponse {
+/// The answer to a call that came in at `arrival`.
+pub fn response(decided: &Decided, message: &RateLimitRequest, settings: &AnswerSettings, arrival: Instant) -> RateLimitResponse {
     let decision = &decided.decision;
     let statuses = decision.statuses.iter();
-    RateLimitResponse {
+    let mut response = RateLimitResponse {
         overall_code: code(decision.code),
         statuses: statuses.map(|status| descriptor_status(status, decided.domain.as_deref(), &decided.overrides)).collect(),
+        response_headers_to_add: headers::headers(decided, settings, arrival),
+        dynamic_metadata: metadata::metadata(decided, message, settings),
         ..RateLimitResponse::default()
+    };
+    if let Some((content_type, body)) = headers::problem(decided) {
+        response.response_headers_to_add.push(content_type);
+        response.raw_body = body;
     }
+    response
 }
 
 fn code(code: Code) -> i32 {

@@ -3,6 +3,7 @@
 pub mod convert;
 pub mod headers;
 pub mod json;
+mod metadata;
 pub mod rls;
 
 /// The messages of `proto/`, generated.

@@ -48,7 +48,7 @@ impl<S: Store> Rls<S> {
             return Err(Status::deadline_exceeded("the call's deadline had passed before it was looked at"));
         }
         match self.limiter.decide(&convert::request(message), arrival, patience).await {
-            Answer::Decided(decided) => Ok(convert::response(&decided, message, &self.answers)),
+            Answer::Decided(decided) => Ok(convert::response(&decided, message, &self.answers, arrival)),
             Answer::Invalid(reason) => Err(Status::invalid_argument(reason)),
             Answer::Unavailable(reason) => Err(Status::unavailable(reason)),
         }

@@ -75,8 +75,12 @@ impl Status {
 
     /// The limit that stands for all; a block shows the rule's limit that led to it, or the first.
     pub fn limit<'a>(&self, domain: &'a Domain, overrides: &'a [RuleLimit]) -> Option<&'a RuleLimit> {
-        let shown = self.limits[self.shown?];
-        match shown.source {
+        self.limit_at(self.shown?, domain, overrides)
+    }
+
+    /// The limit behind one of `limits`.
+    pub fn limit_at<'a>(&self, place: usize, domain: &'a Domain, overrides: &'a [RuleLimit]) -> Option<&'a RuleLimit> {
+        match self.limits.get(place)?.source {
             Source::Rule(number) => domain.rule(self.rule?).limits.get(number),
             Source::Override(number) => overrides.get(number),
             Source::Block => domain.rule(self.rule?).limits.first(),
