@@ -1,5 +1,7 @@
 //! A server in this process, on ports of the system's choice, with rules made by hand.
 
+#![allow(dead_code)] // Each test file uses a part of it.
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
