@@ -8,6 +8,7 @@ use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
+use std::borrow::Borrow;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::time::Instant;
@@ -24,6 +25,8 @@ const SWEPT_PER_CALL: usize = 2;
 const EVICTION_SAMPLE: usize = 8;
 /// A shard with fewer slots than this is not worth shrinking.
 const MIN_CAPACITY: usize = 64;
+/// Keys up to this length, in bytes, are stored beside their counters; most are.
+const INLINE_KEY: usize = 64;
 /// The bound on live counters unless a setting says otherwise: about 200 MB at 200 bytes each.
 pub const DEFAULT_MAX_COUNTERS: usize = 1_000_000;
 
@@ -38,9 +41,19 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct Shard {
-    counters: IndexMap<Key, Counter, RandomState>,
+    counters: IndexMap<StoredKey, Counter, RandomState>,
     /// The next counter to look at for expiry.
     cursor: usize,
+}
+
+/// A key beside its counter rather than behind a pointer: one reach into cold memory less.
+#[derive(PartialEq, Eq, Hash)]
+struct StoredKey(SmallVec<[u8; INLINE_KEY]>);
+
+impl Borrow<[u8]> for StoredKey {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 struct Counter {
@@ -88,7 +101,7 @@ impl MemoryStore {
     pub fn state(&self, key: &Key) -> Option<State> {
         let now = self.clock.now();
         let shard = self.shards[self.shard_of(key)].lock();
-        shard.counters.get(key).filter(|counter| counter.expires > now).map(|counter| counter.state.clone())
+        shard.live(shard.find(key), now).cloned()
     }
 
     /// Decides and counts at once: nothing to wait for.
@@ -107,20 +120,23 @@ impl MemoryStore {
         for index in 0..refunds {
             let (key, check) = (&group.keys[index], &group.checks[index]);
             let shard = &mut locked[position(index)];
-            let step = check.limit.refund(shard.live(key, now), now, check.cost);
+            let place = shard.find(key);
+            let step = check.limit.refund(shard.live(place, now), now, check.cost);
             if let Some(next) = step.next {
-                shard.put(key, next, now + step.ttl, now, self);
+                shard.put(key, place, Counter { state: next, expires: now + step.ttl }, now, self);
             }
             outcomes.push(step.outcome);
         }
         let rest = refunds..group.checks.len();
+        let places: SmallVec<[Option<usize>; 4]> =
+            rest.clone().map(|index| locked[position(index)].find(&group.keys[index])).collect();
         let states: SmallVec<[Option<&State>; 4]> =
-            rest.clone().map(|index| locked[position(index)].live(&group.keys[index], now)).collect();
+            rest.clone().zip(&places).map(|(index, &place)| locked[position(index)].live(place, now)).collect();
         let resolved = decide(&group.checks[refunds..], &states, now, group.refused);
         drop(states);
-        for (index, resolved) in rest.zip(resolved) {
+        for ((index, place), resolved) in rest.zip(places).zip(resolved) {
             if let Some((next, ttl)) = resolved.write {
-                locked[position(index)].put(&group.keys[index], next, now + ttl, now, self);
+                locked[position(index)].put(&group.keys[index], place, Counter { state: next, expires: now + ttl }, now, self);
             }
             outcomes.push(resolved.outcome);
         }
@@ -142,19 +158,31 @@ impl Store for MemoryStore {
 }
 
 impl Shard {
-    fn live(&self, key: &Key, now: Micros) -> Option<&State> {
-        self.counters.get(key).filter(|counter| counter.expires > now).map(|counter| &counter.state)
+    /// Where a counter is, until another one is removed.
+    fn find(&self, key: &Key) -> Option<usize> {
+        self.counters.get_index_of(key.as_bytes())
     }
 
-    fn put(&mut self, key: &Key, state: State, expires: Micros, now: Micros, store: &MemoryStore) {
-        if let Some(counter) = self.counters.get_mut(key) {
-            *counter = Counter { state, expires };
-            return;
+    fn live(&self, place: Option<usize>, now: Micros) -> Option<&State> {
+        let (_, counter) = self.counters.get_index(place?)?;
+        (counter.expires > now).then_some(&counter.state)
+    }
+
+    /// Stores a counter that was found at a place, or was not there.
+    fn put(&mut self, key: &Key, place: Option<usize>, counter: Counter, now: Micros, store: &MemoryStore) {
+        if let Some(place) = place {
+            let is_there = self.counters.get_index(place).is_some_and(|(stored, _)| *stored.0 == *key.as_bytes());
+            // Else making room for another counter has moved this one, or removed it.
+            let place = if is_there { Some(place) } else { self.find(key) };
+            if let Some((_, known)) = place.and_then(|place| self.counters.get_index_mut(place)) {
+                *known = counter;
+                return;
+            }
         }
         if self.counters.len() >= store.max_per_shard && self.evict(now) {
             store.evicted.fetch_add(1, Ordering::Relaxed);
         }
-        self.counters.insert(key.clone(), Counter { state, expires });
+        self.counters.insert(StoredKey(SmallVec::from_slice(key.as_bytes())), counter);
     }
 
     /// Makes room for one; says whether the one that went was still alive.
