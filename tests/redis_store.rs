@@ -288,6 +288,26 @@ async fn every_key_lives_as_long_as_it_matters() {
 }
 
 #[tokio::test]
+async fn keys_made_and_met_again_in_one_batch_have_a_time_to_live() {
+    let server = RedisServer::start();
+    let store = server.store(Clock::System).await;
+    for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingCounter] {
+        let limit = limit(algorithm, 100, DAY);
+        let alone = take(limit, "u1");
+        let pair = group(&[(check(limit, Operation::Take, 1), "u2"), (check(limit, Operation::Take, 1), "u3")]);
+        let with_look = group(&[(check(limit, Operation::Look, 0), "u4"), (check(limit, Operation::Take, 1), "u5")]);
+        for request in [&alone, &pair, &with_look] {
+            let answers = join_all((0..4).map(|_| apply(&store, request))).await;
+            assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+        }
+        for user in ["u1", "u2", "u3", "u5"] {
+            assert_eq!(remaining(&store, limit, user).await, 96);
+            assert!(pttl(&server, &key(&limit, user)).await > 0, "{algorithm:?}: {user} lives for ever");
+        }
+    }
+}
+
+#[tokio::test]
 async fn refused_and_only_looked_at_leave_no_key() {
     let server = RedisServer::start();
     let store = server.store(Clock::System).await;
