@@ -1,5 +1,6 @@
 //! weir answers Envoy's rate-limit calls. The modules, in reading order.
 
+pub mod admin;
 pub mod api;
 pub mod cli;
 pub mod config;

@@ -1,11 +1,13 @@
 //! One decision from end to end: look up, plan, ask the store, decide. Total: whatever the caller sends and whatever the
 //! store does, there is an answer, by the deadline.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -13,9 +15,11 @@ use crate::limit::{Algorithm, Mode, Operation, Outcome, RetryAfter, SECOND};
 use crate::rules::decision::{self, Code, Decision, Degraded};
 use crate::rules::plan::{self, Plan, PlanSettings, Planned};
 use crate::rules::request::Request;
-use crate::rules::{Domain, OnStoreFailure, RuleLimit, RuleSet};
+use crate::rules::{Domain, OnStoreFailure, Rule, RuleLimit, RuleSet};
 use crate::store::memory::MemoryStore;
 use crate::store::{Group, Outcomes, Store, StoreError};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::rule_counters::{DomainCounters, RuleOutcome};
 
 /// What is left of a caller's deadline for the way back.
 pub const RETURN_TIME: Duration = Duration::from_millis(3);
@@ -32,12 +36,13 @@ pub struct Limiter<S> {
 
 /// What all threads share.
 pub struct Shared {
-    rules: ArcSwap<RuleSet>,
+    in_force: ArcSwap<InForce>,
     /// Decides for `on_store_failure: local`.
     local: MemoryStore,
     /// How many replicas share a limit while the store is away.
     replicas: AtomicU32,
     settings: LimiterSettings,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,24 +68,56 @@ pub enum Answer {
 pub struct Decided {
     pub decision: Decision,
     /// `None`: an unknown domain.
-    pub domain: Option<Arc<Domain>>,
+    loaded: Option<Arc<LoadedDomain>>,
     /// The limits that came with the request.
     pub overrides: Vec<RuleLimit>,
 }
 
+impl Decided {
+    /// `None`: an unknown domain.
+    pub fn domain(&self) -> Option<&Domain> {
+        self.loaded.as_deref().map(|loaded| &*loaded.domain)
+    }
+}
+
+/// Rules in force, each domain with what its decisions are counted by.
+#[derive(Default)]
+struct InForce {
+    rules: Arc<RuleSet>,
+    domains: HashMap<Box<[u8]>, Arc<LoadedDomain>, RandomState>,
+}
+
+#[derive(Debug)]
+struct LoadedDomain {
+    domain: Arc<Domain>,
+    counters: Arc<DomainCounters>,
+}
+
 impl Shared {
     pub fn new(local: MemoryStore, settings: LimiterSettings) -> Shared {
-        Shared { rules: ArcSwap::default(), local, replicas: AtomicU32::new(1), settings }
+        let metrics = Arc::new(Metrics::new());
+        Shared { in_force: ArcSwap::default(), local, replicas: AtomicU32::new(1), settings, metrics }
     }
 
     /// The rules in force; revision 0 while none are.
     pub fn rules(&self) -> Arc<RuleSet> {
-        self.rules.load_full()
+        self.in_force.load().rules.clone()
     }
 
     /// Puts other rules in force. Requests under way keep theirs.
     pub fn load(&self, rules: RuleSet) {
-        self.rules.store(Arc::new(rules));
+        let labels = rules.domains.values().map(|domain| (&*domain.name, domain.rules.iter().map(Rule::label)));
+        let counters = self.metrics.rules.load(labels);
+        let loaded = rules.domains.iter().zip(counters).map(|((name, domain), counters)| {
+            let loaded = LoadedDomain { domain: domain.clone(), counters };
+            (name.clone(), Arc::new(loaded))
+        });
+        let domains = loaded.collect();
+        self.in_force.store(Arc::new(InForce { rules: Arc::new(rules), domains }));
+    }
+
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// How many replicas share each limit when every one decides by itself.
@@ -109,23 +146,30 @@ impl<S: Store> Limiter<S> {
 
     /// Decides a request that came in at `arrival` from a caller that waits for `patience` (its gRPC deadline).
     pub async fn decide(&self, request: &Request<'_>, arrival: Instant, patience: Option<Duration>) -> Answer {
+        let answer = self.answer(request, arrival, patience).await;
+        self.count(&answer);
+        answer
+    }
+
+    async fn answer(&self, request: &Request<'_>, arrival: Instant, patience: Option<Duration>) -> Answer {
         if let Err(reason) = well_formed(request) {
             return Answer::Invalid(reason);
         }
-        let (domain, revision) = {
-            let rules = self.shared.rules.load();
-            (rules.domains.get(request.domain).cloned(), rules.revision)
+        let (loaded, revision) = {
+            let in_force = self.shared.in_force.load();
+            (in_force.domains.get(request.domain).cloned(), in_force.rules.revision)
         };
         if revision == 0 {
             return Answer::Unavailable("no rate limit configuration loaded".to_owned());
         }
-        let Some(domain) = domain else {
-            return Answer::Decided(Box::new(Decided { decision: unknown_domain(request), domain: None, overrides: Vec::new() }));
+        let Some(loaded) = loaded else {
+            return Answer::Decided(Box::new(Decided { decision: unknown_domain(request), loaded: None, overrides: Vec::new() }));
         };
+        let domain = &*loaded.domain;
         let usable = patience.map(|patience| patience.saturating_sub(RETURN_TIME));
         let settings = self.shared.settings;
         let usable_micros = usable.map(|usable| u64::try_from(usable.as_micros()).unwrap_or(u64::MAX));
-        let plan = match plan::plan(&domain, request, settings.plan, usable_micros) {
+        let plan = match plan::plan(domain, request, settings.plan, usable_micros) {
             Ok(plan) => plan,
             Err(problem) => return Answer::Invalid(problem.to_string()),
         };
@@ -136,7 +180,8 @@ impl<S: Store> Limiter<S> {
             let timeout = usable.map_or(settings.store_timeout, |usable| usable.min(settings.store_timeout));
             match self.store.apply(&plan.group, arrival + timeout).await {
                 Ok(outcomes) => outcomes,
-                Err(error) => match self.without_store(&domain, &plan, &error) {
+                Err(error @ StoreError::TooLarge(_)) => return Answer::Invalid(error.to_string()),
+                Err(error) => match self.without_store(domain, &plan, &error) {
                     Ok((outcomes, by)) => {
                         degraded = Some(by);
                         outcomes
@@ -145,12 +190,58 @@ impl<S: Store> Limiter<S> {
                 },
             }
         };
-        let mut decision = decision::decide(&domain, &plan, &outcomes, settings.plan.shadow);
+        let mut decision = decision::decide(domain, &plan, &outcomes, settings.plan.shadow);
         decision.degraded = degraded;
         if decision.hold > 0 {
             tokio::time::sleep(Duration::from_micros(decision.hold)).await;
         }
-        Answer::Decided(Box::new(Decided { decision, domain: Some(domain), overrides: plan.overrides }))
+        Answer::Decided(Box::new(Decided { decision, loaded: Some(loaded), overrides: plan.overrides }))
+    }
+
+    fn count(&self, answer: &Answer) {
+        let metrics = &self.shared.metrics;
+        match answer {
+            Answer::Decided(decided) => self.count_decided(decided),
+            Answer::Invalid(_) => {
+                metrics.errors.invalid.inc();
+            }
+            Answer::Unavailable(_) => {
+                metrics.errors.unavailable.inc();
+            }
+        }
+    }
+
+    fn count_decided(&self, decided: &Decided) {
+        let (metrics, decision) = (&self.shared.metrics, &decided.decision);
+        let Some(loaded) = &decided.loaded else {
+            metrics.unknown_domains.inc();
+            return;
+        };
+        for status in &decision.statuses {
+            let Some(rule) = status.rule else {
+                loaded.counters.unmatched();
+                continue;
+            };
+            let outcome = match status.code {
+                Code::Ok if status.shadowed => RuleOutcome::ShadowOverLimit,
+                Code::Ok => RuleOutcome::Ok,
+                Code::OverLimit if self.shared.settings.plan.shadow => RuleOutcome::ShadowOverLimit,
+                Code::OverLimit => RuleOutcome::OverLimit,
+            };
+            loaded.counters.decided(rule.0 as usize, outcome);
+        }
+        match decision.degraded {
+            None => {}
+            Some(Degraded::Allow) => {
+                metrics.degraded.allow.inc();
+            }
+            Some(Degraded::Deny) => {
+                metrics.degraded.deny.inc();
+            }
+            Some(Degraded::Local) => {
+                metrics.degraded.local.inc();
+            }
+        }
     }
 
     /// What the rules say for a store that gives no answer: a `deny` refuses whatever the others say; else one `error`

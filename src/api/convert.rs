@@ -45,7 +45,7 @@ pub fn response(decided: &Decided, message: &RateLimitRequest, settings: &Answer
     let statuses = decision.statuses.iter();
     let mut response = RateLimitResponse {
         overall_code: code(decision.code),
-        statuses: statuses.map(|status| descriptor_status(status, decided.domain.as_deref(), &decided.overrides)).collect(),
+        statuses: statuses.map(|status| descriptor_status(status, decided.domain(), &decided.overrides)).collect(),
         response_headers_to_add: headers::headers(decided, settings, arrival),
         dynamic_metadata: metadata::metadata(decided, message, settings),
         ..RateLimitResponse::default()

@@ -32,7 +32,7 @@ pub(super) struct Told<'a> {
 
 impl<'a> Told<'a> {
     pub(super) fn of(decided: &'a Decided) -> Option<Told<'a>> {
-        let (decision, domain) = (&decided.decision, decided.domain.as_deref()?);
+        let (decision, domain) = (&decided.decision, decided.domain()?);
         let status = match decision.limited_by {
             Some(place) => decision.statuses.get(place)?,
             None => {
@@ -65,7 +65,7 @@ impl<'a> Told<'a> {
 
 /// All headers that the rules and the settings ask for, for a call that came in at `arrival`.
 pub(super) fn headers(decided: &Decided, settings: &AnswerSettings, arrival: Instant) -> Vec<HeaderValue> {
-    let Some(domain) = &decided.domain else { return Vec::new() };
+    let Some(domain) = decided.domain() else { return Vec::new() };
     let options = &domain.response;
     let is_silent = !(settings.legacy_headers
         || options.legacy_headers
@@ -173,7 +173,7 @@ impl Headers<'_> {
 
 /// An `application/problem+json` body (RFC 9457) for a refusal, with the header that says so.
 pub(super) fn problem(decided: &Decided) -> Option<(HeaderValue, Vec<u8>)> {
-    let domain = decided.domain.as_deref()?;
+    let domain = decided.domain()?;
     if decided.decision.code != Code::OverLimit || !domain.response.problem_body {
         return None;
     }
@@ -192,7 +192,7 @@ pub(super) fn problem(decided: &Decided) -> Option<(HeaderValue, Vec<u8>)> {
 
 /// Of every limit that refused; a `deny` rule is called by its name.
 fn violated_policies(decided: &Decided) -> Vec<&str> {
-    let Some(domain) = decided.domain.as_deref() else { return Vec::new() };
+    let Some(domain) = decided.domain() else { return Vec::new() };
     let mut violated = Vec::new();
     for status in decided.decision.statuses.iter().filter(|status| status.code == Code::OverLimit) {
         let refused = status.limits.iter().enumerate().filter(|(_, limit)| !limit.outcome.is_allowed());

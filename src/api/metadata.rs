@@ -24,12 +24,12 @@ pub(super) fn metadata(decided: &Decided, message: &RateLimitRequest, settings: 
     let mut fields = Fields::new();
     if settings.dynamic_metadata {
         request(&mut fields, message);
-        if let Some(domain) = &decided.domain {
+        if let Some(domain) = decided.domain() {
             passed(&mut fields, domain, &decided.decision.statuses);
         }
     }
     let decision = &decided.decision;
-    if decided.domain.as_ref().is_some_and(|domain| domain.response.metadata) {
+    if decided.domain().is_some_and(|domain| domain.response.metadata) {
         told(&mut fields, decided);
     }
     if let Some(degraded) = decision.degraded {

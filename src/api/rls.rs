@@ -45,6 +45,7 @@ impl<S: Store> Rls<S> {
         patience: Option<Duration>,
     ) -> Result<RateLimitResponse, Status> {
         if patience.is_some_and(|patience| arrival.elapsed() >= patience) {
+            self.limiter.shared().metrics().errors.deadline_passed.inc();
             return Err(Status::deadline_exceeded("the call's deadline had passed before it was looked at"));
         }
         match self.limiter.decide(&convert::request(message), arrival, patience).await {

@@ -1,6 +1,5 @@
 //! The composition root: from settings to a running server, and from there to a drained one.
 
-pub mod any_store;
 pub mod connection;
 pub mod drain;
 pub mod grpc;
@@ -8,6 +7,7 @@ pub mod http;
 pub mod listen;
 pub mod readiness;
 pub mod reload;
+pub mod stores;
 pub mod threads;
 
 use std::io;
@@ -15,36 +15,44 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
 
+use crate::admin;
 use crate::api::json;
 use crate::api::rls::{self, Rls};
 use crate::config::watch::Watcher;
 use crate::limiter::{Limiter, LimiterSettings, Shared};
-use crate::settings::Settings;
+use crate::settings::{Settings, StoreSetting, redacted};
 use crate::store::Clock;
 use crate::store::memory::MemoryStore;
-use any_store::AnyStore;
+use crate::store::redis::RedisSettingsError;
 use drain::Drain;
 use grpc::GrpcService;
 pub use listen::ListenError;
 use readiness::Readiness;
 use reload::Reloading;
+use stores::{Stores, ThreadStore};
 use threads::{Serving, Threads};
 
 /// gRPC connections open at once. Envoy opens one for each of its workers.
 const MAX_CONNECTIONS: usize = 10_000;
 /// HTTP connections open at once: people, probes, and callers without gRPC.
 const MAX_HTTP_CONNECTIONS: usize = 1_000;
-/// How often expired counters in memory are cleared away.
-const SWEEP: Duration = Duration::from_secs(1);
+/// Operators' connections open at once.
+const MAX_ADMIN_CONNECTIONS: usize = 64;
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error("--store {url}: {reason}")]
+    Store { url: String, reason: RedisSettingsError },
     #[error("no thread to serve with: {0}")]
     Thread(#[from] io::Error),
 }
@@ -55,7 +63,7 @@ pub struct Server {
     pub shared: Arc<Shared>,
     pub readiness: Arc<Readiness>,
     watcher: Watcher,
-    health: tonic_health::server::HealthReporter,
+    health: HealthReporter,
     drain: Drain,
     drain_delay: Duration,
     acceptor: JoinHandle<Threads>,
@@ -67,54 +75,71 @@ pub struct Server {
 pub struct Addresses {
     pub grpc: SocketAddr,
     pub http: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+struct Listeners {
+    grpc: TcpListener,
+    http: TcpListener,
+    admin: TcpListener,
+}
+
+impl Listeners {
+    async fn open(settings: &Settings) -> Result<Listeners, ListenError> {
+        Ok(Listeners {
+            grpc: listen::listen("--grpc-listen", settings.grpc_listen).await?,
+            http: listen::listen("--http-listen", settings.http_listen).await?,
+            admin: listen::listen("--admin-listen", settings.admin_listen).await?,
+        })
+    }
+
+    fn addresses(&self) -> io::Result<Addresses> {
+        Ok(Addresses { grpc: self.grpc.local_addr()?, http: self.http.local_addr()?, admin: self.admin.local_addr()? })
+    }
 }
 
 impl Server {
-    /// Starts to listen and to serve. Ready once rules are loaded.
+    /// Starts to listen and to serve. Ready once rules are loaded and the store has answered.
     ///
     /// # Errors
-    /// For an address that is taken, and a system that gives no threads.
+    /// For an address that is taken, a store that cannot be, and a system that gives no threads.
     pub async fn start(settings: Settings) -> Result<Server, StartError> {
-        let grpc = listen::listen("--grpc-listen", settings.grpc_listen).await?;
-        let http = listen::listen("--http-listen", settings.http_listen).await?;
-        let addresses = Addresses { grpc: grpc.local_addr()?, http: http.local_addr()? };
-        let memory = || MemoryStore::new(Clock::System, settings.memory_max_counters);
+        let fallback = MemoryStore::new(Clock::System, settings.memory_max_counters);
         let limiter = LimiterSettings { plan: settings.plan, store_timeout: settings.store_timeout };
-        let shared = Arc::new(Shared::new(memory(), limiter));
-        let store = Arc::new(memory());
+        let shared = Arc::new(Shared::new(fallback, limiter));
+        let stores = Stores::new(&settings, shared.metrics()).map_err(|reason| store_error(&settings, reason))?;
+        let listeners = Listeners::open(&settings).await?;
+        let addresses = listeners.addresses()?;
         let readiness = Arc::new(Readiness::default());
-        readiness.set_store_ready(true);
-        let drain = Drain::new();
         let (health, health_service) = tonic_health::server::health_reporter();
-        let others = Arc::new(grpc::other_services(health_service));
+        let drain = Drain::new();
+        let rls = rls_of_a_thread(&settings, &shared, &stores);
 
-        let rls = {
-            let (shared, store, answers) = (shared.clone(), store.clone(), settings.answers.clone());
+        let max_age = settings.max_connection_age;
+        let healthcheck = http::healthcheck(readiness.clone());
+        let public = healthcheck.clone().merge(json::router(rls()));
+        let look = {
+            let (stores, shared, readiness) = (stores.clone(), shared.clone(), readiness.clone());
             move || {
-                let limiter = Limiter::new(shared.clone(), AnyStore::Memory(store.clone()));
-                Arc::new(Rls { limiter, answers: answers.clone() })
+                stores.look(&shared);
+                shared.metrics().ready.set(i64::from(readiness.is_ready()));
             }
         };
-        let router = http::healthcheck(readiness.clone()).merge(json::router(rls()));
-        let service = move || GrpcService::new(rls(), others.clone());
-        let max_age = settings.max_connection_age;
-        let mut threads = Threads::start(settings.threads, Serving { service, max_age, draining: drain.draining() })?;
-        let draining = drain.draining();
-        let acceptor = tokio::spawn(async move {
-            let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-            listen::accept(grpc, room, draining, |stream, permit| threads.serve(stream, permit)).await;
-            threads
-        });
-        tokio::spawn(http::serve(http, router, MAX_HTTP_CONNECTIONS, max_age, drain.draining()));
-        let reporting = {
-            let (readiness, health) = (readiness.clone(), health.clone());
-            tokio::spawn(async move { readiness.report_to(health).await })
-        };
-        let background = vec![reporting, tokio::spawn(sweep(store, shared.clone()))];
-        let reloading =
-            Reloading { path: settings.rules, options: settings.load, shared: shared.clone(), readiness: readiness.clone() };
-        let watcher = tokio::task::spawn_blocking(|| reloading.start()).await.map_err(io::Error::other)??;
+        let operators = healthcheck.merge(admin::router(shared.clone(), look));
+        let serve_http =
+            |listener, router: Router, room| tokio::spawn(http::serve(listener, router, room, max_age, drain.draining()));
+        serve_http(listeners.http, public, MAX_HTTP_CONNECTIONS);
+        serve_http(listeners.admin, operators, MAX_ADMIN_CONNECTIONS);
+        let others = Arc::new(grpc::other_services(health_service));
+        let acceptor = serve_grpc(listeners.grpc, &settings, rls, others, &drain)?;
+
+        let background = vec![
+            tokio::spawn(stores.clone().look_after(shared.clone(), readiness.clone())),
+            tokio::spawn(readiness.clone().report_to(health.clone())),
+        ];
         let drain_delay = settings.drain_delay;
+        let reloading = Reloading::new(settings, &shared, &readiness, stores);
+        let watcher = tokio::task::spawn_blocking(|| reloading.start()).await.map_err(io::Error::other)??;
         Ok(Server { addresses, shared, readiness, watcher, health, drain, drain_delay, acceptor, background })
     }
 
@@ -126,6 +151,7 @@ impl Server {
     /// Stops: says so, takes calls for a while yet, then lets every connection finish what it has begun.
     pub async fn stop(mut self) {
         self.readiness.set_draining();
+        tracing::info!("stopping: not ready for calls any more");
         tokio::time::sleep(self.drain_delay).await;
         for task in &self.background {
             task.abort();
@@ -139,22 +165,46 @@ impl Server {
             let _ = tokio::task::spawn_blocking(move || threads.join()).await;
         }
         self.drain.finished().await;
+        tracing::info!("stopped: every connection has ended");
     }
 }
 
-/// Clears expired counters away, off the serving threads.
-async fn sweep(store: Arc<MemoryStore>, shared: Arc<Shared>) {
-    let mut every = tokio::time::interval(SWEEP);
-    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        every.tick().await;
-        let (store, shared) = (store.clone(), shared.clone());
-        let swept = tokio::task::spawn_blocking(move || {
-            store.sweep();
-            shared.local().sweep();
-        });
-        if swept.await.is_err() {
-            tracing::error!("clearing expired counters away panicked");
-        }
+fn store_error(settings: &Settings, reason: RedisSettingsError) -> StartError {
+    let url = match &settings.store {
+        StoreSetting::Redis { url, .. } => redacted(url).into_owned(),
+        StoreSetting::Memory => "memory".to_owned(),
+    };
+    StartError::Store { url, reason }
+}
+
+/// Makes what answers calls, on the thread that is to answer them.
+fn rls_of_a_thread(
+    settings: &Settings,
+    shared: &Arc<Shared>,
+    stores: &Stores,
+) -> impl Fn() -> Arc<Rls<ThreadStore>> + Clone + Send + 'static {
+    let (shared, stores, answers) = (shared.clone(), stores.clone(), settings.answers.clone());
+    move || {
+        let limiter = Limiter::new(shared.clone(), stores.for_this_thread());
+        Arc::new(Rls { limiter, answers: answers.clone() })
     }
+}
+
+/// The task gives the threads back when the server drains.
+fn serve_grpc(
+    listener: TcpListener,
+    settings: &Settings,
+    rls: impl Fn() -> Arc<Rls<ThreadStore>> + Clone + Send + 'static,
+    others: Arc<Routes>,
+    drain: &Drain,
+) -> io::Result<JoinHandle<Threads>> {
+    let service = move || GrpcService::new(rls(), others.clone());
+    let serving = Serving { service, max_age: settings.max_connection_age, draining: drain.draining() };
+    let mut threads = Threads::start(settings.threads, serving)?;
+    let draining = drain.draining();
+    Ok(tokio::spawn(async move {
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        listen::accept(listener, room, draining, |stream, permit| threads.serve(stream, permit)).await;
+        threads
+    }))
 }

@@ -53,7 +53,7 @@ impl Readiness {
     }
 
     /// Keeps gRPC health true for as long as the server lives.
-    pub async fn report_to(&self, health: HealthReporter) {
+    pub async fn report_to(self: std::sync::Arc<Self>, health: HealthReporter) {
         let mut changes = self.0.subscribe();
         loop {
             let is_ready = changes.borrow_and_update().is_ready();

@@ -7,18 +7,26 @@ use crate::config::problem::MAX_PRINTED;
 use crate::config::watch::{Timing, Watcher};
 use crate::config::{self, LoadOptions, Loaded};
 use crate::limiter::Shared;
+use crate::settings::Settings;
 
 use super::readiness::Readiness;
+use super::stores::Stores;
 
 /// Puts what was loaded in force, and says so.
 pub struct Reloading {
-    pub path: PathBuf,
-    pub options: LoadOptions,
-    pub shared: Arc<Shared>,
-    pub readiness: Arc<Readiness>,
+    path: PathBuf,
+    options: LoadOptions,
+    shared: Arc<Shared>,
+    readiness: Arc<Readiness>,
+    stores: Stores,
 }
 
 impl Reloading {
+    pub fn new(settings: Settings, shared: &Arc<Shared>, readiness: &Arc<Readiness>, stores: Stores) -> Reloading {
+        let Settings { rules: path, load: options, .. } = settings;
+        Reloading { path, options, shared: shared.clone(), readiness: readiness.clone(), stores }
+    }
+
     /// Loads the rules, and again whenever they change, until the watcher is dropped. Reads files: not for a runtime's thread.
     ///
     /// # Errors
@@ -47,7 +55,9 @@ impl Reloading {
         } else {
             tracing::info!(domains = rules.domains.len(), rules = rules.rule_count(), revision, "rules are in force");
         }
+        self.shared.metrics().reloads.record(loaded.problems.is_empty(), revision, loaded.kept.len());
         self.shared.load(rules);
+        self.stores.forget_refusals();
         self.readiness.set_rules_loaded(revision > 0);
     }
 }

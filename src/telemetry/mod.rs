@@ -1,3 +1,8 @@
-//! What operators see of a running server: logs.
+//! What operators see of a running server: metrics and logs.
 
+mod latency;
 pub mod logs;
+pub mod metrics;
+pub mod rule_counters;
+
+pub use latency::Latency;

@@ -1,0 +1,246 @@
+//! Every metric there is. Labels come from the rules and from this file, never from what callers send.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::latency::Latency;
+use super::rule_counters::RuleCounters;
+
+/// What [`Metrics::text`] is.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All metrics of a process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// What each rule decided.
+    pub rules: RuleCounters,
+    /// Calls that named no domain of the rules.
+    pub unknown_domains: Counter,
+    pub errors: Errors,
+    pub degraded: Degraded,
+    pub store: Store,
+    pub reloads: Reloads,
+    /// The counters that this process keeps.
+    pub memory: Memory,
+    /// Those of `on_store_failure: local`.
+    pub fallback_memory: Memory,
+    /// 1 while calls may come.
+    pub ready: Gauge,
+}
+
+/// Calls that got no decision.
+#[derive(Debug)]
+pub struct Errors {
+    pub invalid: Counter,
+    pub unavailable: Counter,
+    pub deadline_passed: Counter,
+}
+
+/// Calls that were answered without the store, by what answered.
+#[derive(Debug)]
+pub struct Degraded {
+    pub allow: Counter,
+    pub deny: Counter,
+    pub local: Counter,
+}
+
+/// Of the store that all replicas share.
+#[derive(Debug)]
+pub struct Store {
+    pub latency: Latency,
+    pub timeouts: Counter,
+    pub unavailable: Counter,
+    /// Not asked, because the breaker was open.
+    pub not_asked: Counter,
+    /// Keys that hold something else, and requests that are too large.
+    pub refused: Counter,
+    /// 1 while the store is not asked.
+    pub breaker_open: Gauge,
+}
+
+/// Of loading rules.
+#[derive(Debug)]
+pub struct Reloads {
+    good: Counter,
+    bad: Counter,
+    revision: Gauge,
+    last_success: Gauge,
+    kept_domains: Gauge,
+}
+
+/// As of the last look.
+#[derive(Debug)]
+pub struct Memory {
+    counters: Gauge,
+    evicted: Counter,
+}
+
+type Label = [(&'static str, &'static str); 1];
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Metrics {
+        let mut registry = Registry::with_prefix("weir");
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The program that runs", build);
+        let rules = RuleCounters::default();
+        registry.register_collector(Box::new(rules.clone()));
+        let unknown_domains = Counter::default();
+        registry.register("unknown_domain", "Calls for a domain that no rules are loaded for", unknown_domains.clone());
+        let ready = Gauge::default();
+        registry.register("ready", "Whether calls may come: rules are loaded, the store answers, no shutdown", ready.clone());
+        Metrics {
+            rules,
+            unknown_domains,
+            errors: Errors::new(&mut registry),
+            degraded: Degraded::new(&mut registry),
+            store: Store::new(&mut registry),
+            reloads: Reloads::new(&mut registry),
+            memory: Memory::new(&mut registry, ""),
+            fallback_memory: Memory::new(&mut registry, "fallback_"),
+            ready,
+            registry,
+        }
+    }
+
+    /// The exposition for a scrape.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail, and nothing here is a metric that cannot be written.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics::new()
+    }
+}
+
+/// Counters of one name, told apart by a label with these values.
+fn counters<const N: usize>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: [&'static str; N],
+) -> [Counter; N] {
+    let family: Family<Label, Counter> = Family::default();
+    registry.register(name, help, family.clone());
+    values.map(|value| family.get_or_create_owned(&[(label, value)]))
+}
+
+impl Errors {
+    fn new(registry: &mut Registry) -> Errors {
+        let kinds = ["invalid", "unavailable", "deadline_passed"];
+        let [invalid, unavailable, deadline_passed] = counters(registry, "errors", "Calls that got no decision", "kind", kinds);
+        Errors { invalid, unavailable, deadline_passed }
+    }
+}
+
+impl Degraded {
+    fn new(registry: &mut Registry) -> Degraded {
+        let help = "Calls answered by on_store_failure";
+        let [allow, deny, local] = counters(registry, "degraded_decisions", help, "mode", ["allow", "deny", "local"]);
+        Degraded { allow, deny, local }
+    }
+}
+
+impl Store {
+    fn new(registry: &mut Registry) -> Store {
+        let kinds = ["timeout", "unavailable", "not_asked", "refused"];
+        let help = "Calls that the store gave no outcome for";
+        let [timeouts, unavailable, not_asked, refused] = counters(registry, "store_errors", help, "kind", kinds);
+        let latency = Latency::default();
+        registry.register("store_latency_seconds", "What the store took to answer a call, queueing included", latency.clone());
+        let breaker_open = Gauge::default();
+        registry.register("store_breaker_open", "Whether the store is failing and not asked", breaker_open.clone());
+        Store { latency, timeouts, unavailable, not_asked, refused, breaker_open }
+    }
+}
+
+impl Reloads {
+    fn new(registry: &mut Registry) -> Reloads {
+        let [good, bad] = counters(registry, "config_reloads", "Times that rules were read", "result", ["good", "bad"]);
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let revision = gauge("config_revision", "The rules in force, counted from 1; 0 is none");
+        let last_success = gauge("config_last_success_timestamp_seconds", "When rules were last read without a problem");
+        let kept_domains = gauge("config_kept_domains", "Domains whose rules are of before, because their files are bad or gone");
+        Reloads { good, bad, revision, last_success, kept_domains }
+    }
+
+    /// What came of reading rules: whether all was well, what is in force now, and how many domains stayed as they were.
+    pub fn record(&self, is_good: bool, revision: u64, kept_domains: usize) {
+        if is_good {
+            self.good.inc();
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            self.last_success.set(i64::try_from(now).unwrap_or(i64::MAX));
+        } else {
+            self.bad.inc();
+        }
+        self.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.kept_domains.set(i64::try_from(kept_domains).unwrap_or(i64::MAX));
+    }
+}
+
+impl Memory {
+    fn new(registry: &mut Registry, kind: &str) -> Memory {
+        let memory = Memory { counters: Gauge::default(), evicted: Counter::default() };
+        let (counters, evicted) = (format!("{kind}memory_counters"), format!("{kind}memory_evicted_counters"));
+        registry.register(counters, "Counters in memory, the expired ones not yet cleared away included", memory.counters.clone());
+        registry.register(evicted, "Live counters dropped because the memory for them was full", memory.evicted.clone());
+        memory
+    }
+
+    pub fn record(&self, counters: usize, evicted: u64) {
+        self.counters.set(i64::try_from(counters).unwrap_or(i64::MAX));
+        self.evicted.inc_by(evicted.saturating_sub(self.evicted.get()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_shows_what_was_counted() {
+        let metrics = Metrics::new();
+        metrics.errors.invalid.inc();
+        metrics.degraded.local.inc_by(2);
+        metrics.reloads.record(true, 3, 0);
+        metrics.reloads.record(false, 4, 1);
+        metrics.memory.record(10, 5);
+        metrics.memory.record(7, 6);
+        metrics.store.latency.record(std::time::Duration::from_micros(300));
+        let text = metrics.text();
+        for line in [
+            "weir_errors_total{kind=\"invalid\"} 1",
+            "weir_errors_total{kind=\"unavailable\"} 0",
+            "weir_degraded_decisions_total{mode=\"local\"} 2",
+            "weir_config_reloads_total{result=\"good\"} 1",
+            "weir_config_reloads_total{result=\"bad\"} 1",
+            "weir_config_revision 4",
+            "weir_config_kept_domains 1",
+            "weir_memory_counters 7",
+            "weir_memory_evicted_counters_total 6",
+            "weir_store_latency_seconds_bucket{le=\"0.00025\"} 0",
+            "weir_store_latency_seconds_bucket{le=\"0.0005\"} 1",
+            "weir_store_latency_seconds_count 1",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line} is not in\n{text}");
+        }
+    }
+}
