@@ -5,6 +5,7 @@ pub mod headers;
 pub mod json;
 mod metadata;
 pub mod rls;
+mod unary;
 
 /// The messages of `proto/`, generated.
 #[allow(clippy::all, missing_docs)]
