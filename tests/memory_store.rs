@@ -134,9 +134,21 @@ fn a_request_of_several_rules_is_decided_at_once() {
 }
 
 fn make_up(store: &MemoryStore, limit: &RuleLimit, names: std::ops::Range<usize>) {
-    for name in names {
-        store.decide(&group(limit, &[&name.to_string()]));
-    }
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let names = names.clone().skip(thread).step_by(THREADS);
+            scope.spawn(move || {
+                let mut group = group(limit, &["any"]);
+                let prefix = domain_prefix("", b"d");
+                for name in names {
+                    let name = name.to_string();
+                    let part = Part { key: b"k", value: name.as_bytes(), shared: false };
+                    group.keys[0] = key(&prefix, &entries([part].into_iter(), 0), &limit.key_suffix);
+                    store.decide(&group);
+                }
+            });
+        }
+    });
 }
 
 #[test]
