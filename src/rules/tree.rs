@@ -1,6 +1,7 @@
 //! Finds the rule of a descriptor: per level the exact value, then patterns in declaration order, then the key alone. No
 //! backtracking, equal depth. Keys and values are looked up as a pair and never joined. What a level costs does not grow with
-//! the number of its exact values, one_of values or networks; wildcards and regular expressions are tried as one set.
+//! the number of its exact values, one_of values, networks, or wildcards that begin or end differently; what is left, wildcards
+//! that differ in the middle alone and regular expressions, is tried as one set.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,6 +17,8 @@ use super::request::Entry;
 
 /// From this many wildcards and regular expressions on one key, they are compiled into sets.
 const SET_FROM: usize = 8;
+/// How many different lengths of prefixes (or suffixes) are looked up one by one.
+const MAX_LENGTHS: usize = 64;
 /// Patterns in one set: bounds the memory of its automaton.
 const SET_SIZE: usize = 512;
 
@@ -126,10 +129,52 @@ struct PatternIndex {
     /// Prefix lengths that occur, IPv4 and IPv6 apart.
     v4_lengths: Vec<u8>,
     v6_lengths: Vec<u8>,
+    prefixes: EndIndex,
+    suffixes: EndIndex,
     /// Few wildcards and expressions: tried one by one.
     singles: Vec<usize>,
     /// Many: the set, and each member's place.
     sets: Vec<(RegexSet, Vec<usize>)>,
+}
+
+/// Wildcards by the literal piece that they begin (or end) with; few share one.
+#[derive(Debug, Default)]
+struct EndIndex {
+    places: HashMap<Box<[u8]>, Vec<usize>, RandomState>,
+    /// How long the pieces are.
+    lengths: Vec<usize>,
+}
+
+impl EndIndex {
+    /// Takes those wildcards that few others share their piece with, and gives the rest back.
+    fn new(wildcards: Vec<(&[u8], usize)>) -> (EndIndex, Vec<usize>) {
+        let mut index = EndIndex::default();
+        for (piece, place) in wildcards {
+            index.places.entry(piece.into()).or_default().push(place);
+        }
+        let mut rest = Vec::new();
+        index.places.retain(|_, places| {
+            if places.len() >= SET_FROM {
+                rest.append(places);
+            }
+            !places.is_empty()
+        });
+        index.lengths = index.places.keys().map(|piece| piece.len()).collect();
+        index.lengths.sort_unstable();
+        index.lengths.dedup();
+        if index.lengths.len() > MAX_LENGTHS {
+            rest.extend(index.places.drain().flat_map(|(_, places)| places));
+            index.lengths.clear();
+        }
+        rest.sort_unstable();
+        (index, rest)
+    }
+
+    /// The places whose piece stands in the value where `cut` looks for it.
+    fn candidates<'i>(&'i self, value: &'i [u8], cut: fn(&[u8], usize) -> &[u8]) -> impl Iterator<Item = usize> + 'i {
+        let fitting = self.lengths.iter().take_while(|length| **length <= value.len());
+        fitting.filter_map(move |length| self.places.get(cut(value, *length))).flatten().copied()
+    }
 }
 
 /// The rule of a descriptor, and its entries as they stand in counter keys.
@@ -241,7 +286,18 @@ impl PatternIndex {
             index.singles = expressions;
             return Ok(index);
         }
-        for places in expressions.chunks(SET_SIZE) {
+        let end = |place: usize, last: bool| match &patterns[place].pattern {
+            Pattern::Wildcard(pieces) => if last { pieces.last() } else { pieces.first() }.map(|piece| (&**piece, place)),
+            _ => None,
+        };
+        let (wildcards, mut rest): (Vec<usize>, Vec<usize>) =
+            expressions.into_iter().partition(|place| end(*place, false).is_some());
+        let (prefixes, wildcards) = EndIndex::new(wildcards.into_iter().filter_map(|place| end(place, false)).collect());
+        let (suffixes, wildcards) = EndIndex::new(wildcards.into_iter().filter_map(|place| end(place, true)).collect());
+        (index.prefixes, index.suffixes) = (prefixes, suffixes);
+        rest.extend(wildcards);
+        rest.sort_unstable();
+        for places in rest.chunks(SET_SIZE) {
             let set = RegexSet::new(places.iter().filter_map(|&place| patterns[place].pattern.as_regex()))?;
             index.sets.push((set, places.to_vec()));
         }
@@ -257,7 +313,10 @@ impl PatternIndex {
         let network = if self.networks.is_empty() { None } else { self.network(value) };
         let single = self.singles.iter().copied().find(|&place| patterns[place].pattern.matches(value));
         let in_set = self.sets.iter().find_map(|(set, places)| set.matches(value).iter().next().map(|member| places[member]));
-        [one_of, network, single, in_set].into_iter().flatten().min()
+        let prefixed = self.prefixes.candidates(value, |value, length| &value[..length]);
+        let suffixed = self.suffixes.candidates(value, |value, length| &value[value.len() - length..]);
+        let wildcard = prefixed.chain(suffixed).filter(|&place| patterns[place].pattern.matches(value)).min();
+        [one_of, network, single, wildcard, in_set].into_iter().flatten().min()
     }
 
     fn network(&self, value: &[u8]) -> Option<usize> {
@@ -314,6 +373,21 @@ mod tests {
         assert_eq!(found(&root, "a/v7/b/x7"), Some(7));
         assert_eq!(found(&root, "a/v1499/b/x1499"), Some(1499));
         assert_eq!(found(&root, "a/v7/b/x8"), None);
+    }
+
+    #[test]
+    fn many_wildcards_find_what_each_alone_finds() {
+        let mut texts: Vec<String> = (0..200).map(|n| format!("/p{n}/*")).collect();
+        texts.extend((0..200).map(|n| format!("*.s{n}")));
+        texts.extend((0..200).map(|n| format!("/same/*/m{n}/*/end")));
+        texts.extend(["/p*".to_owned(), "*/x".to_owned(), "/p1*/x".to_owned()]);
+        let root = tree(texts.iter().map(|text| pattern(text, Pattern::wildcard(text))).collect());
+        let values =
+            ["/p7/x", "/p19/", "/p300", "/q/x", "a.s5", "/p3/a.s5", "/same/a/m7/b/end", "/same/m7/end", "none", "", "/p1/x"];
+        for value in values {
+            let alone = texts.iter().position(|text| Pattern::wildcard(text).matches(value.as_bytes()));
+            assert_eq!(found(&root, value), alone.map(|place| u32::try_from(place).expect("few")), "{value}");
+        }
     }
 
     #[test]
