@@ -101,3 +101,35 @@ fn bounded(names: &[String]) -> String {
     let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{LoadOptions, load_texts};
+    use super::*;
+
+    fn changes(before: &[(&str, &str)], after: &[(&str, &str)]) -> String {
+        let options = LoadOptions::default();
+        let before = load_texts(before, &options, &RuleSet::default());
+        let after = load_texts(after, &options, &before.rules);
+        assert!(before.problems.is_empty() && after.problems.is_empty(), "{}{}", before.problems, after.problems);
+        after.changes.to_string()
+    }
+
+    #[test]
+    fn a_reload_tells_what_it_changed() {
+        let a = "domain: a\ndescriptors:\n  - {key: x, limits: 1/second}\n  - {key: y, limits: 1/second}\n";
+        let moved = "# Moved down.\ndomain: a\ndescriptors:\n  - {key: y, limits: 1/second}\n  - {key: x, limits: 1/second}\n";
+        let other = "domain: a\ndescriptors:\n  - {key: x, limits: 2/second}\n  - {key: z, limits: 1/second}\n";
+        let settings = "domain: a\nsubject: x\ndescriptors:\n  - {key: x, limits: 1/second}\n  - {key: y, limits: 1/second}\n";
+        assert_eq!(changes(&[("a.yaml", a)], &[("a.yaml", moved)]), "nothing changed");
+        assert_eq!(
+            changes(&[("a.yaml", a)], &[("a.yaml", other)]),
+            "domains changed: a; rules added: 1; rules changed: 1; rules removed: 1"
+        );
+        assert_eq!(changes(&[("a.yaml", a)], &[("a.yaml", settings)]), "domains changed: a");
+        let b = "domain: b\ndescriptors: [{key: x, limits: 1/second}]\n";
+        let removed = "domain: b\ndescriptors: []\n";
+        assert_eq!(changes(&[("a.yaml", a)], &[("a.yaml", a), ("b.yaml", b)]), "domains added: b; rules added: 1");
+        assert_eq!(changes(&[("b.yaml", b)], &[("b.yaml", removed)]), "domains removed: b; rules removed: 1");
+    }
+}
