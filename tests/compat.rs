@@ -273,6 +273,14 @@ descriptors:
     assert_eq!([limit(&domain, &[("a", "b_c")]), limit(&domain, &[("a_b", "c")])], [Some((1, MINUTE)), Some((2, MINUTE))]);
 }
 
+#[test]
+fn fifty_thousand_rules_load() {
+    let rule = |n| format!("  - {{key: user, value: u{n}, rate_limit: {{unit: minute, requests_per_unit: {n}}}}}\n");
+    let domain = domain(&format!("domain: big\ndescriptors:\n{}", (0..50_000).map(rule).collect::<String>()));
+    assert_eq!(domain.rules.len(), 50_000);
+    assert_eq!(limit(&domain, &[("user", "u49999")]), Some((49_999, MINUTE)));
+}
+
 /// What that service accepts by mistake.
 #[test]
 fn accepted_mistakes_are_errors_here() {

@@ -177,6 +177,20 @@ impl EndIndex {
     }
 }
 
+/// One set of expressions, or as many as their size asks for: each alone is known to compile.
+fn add_sets(sets: &mut Vec<(RegexSet, Vec<usize>)>, patterns: &[PatternNode], places: &[usize]) -> Result<(), regex::Error> {
+    match RegexSet::new(places.iter().filter_map(|&place| patterns[place].pattern.as_regex())) {
+        Ok(set) => sets.push((set, places.to_vec())),
+        Err(error) if places.len() == 1 => return Err(error),
+        Err(_) => {
+            let (first, second) = places.split_at(places.len() / 2);
+            add_sets(sets, patterns, first)?;
+            add_sets(sets, patterns, second)?;
+        }
+    }
+    Ok(())
+}
+
 /// The rule of a descriptor, and its entries as they stand in counter keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Match<'a> {
@@ -298,8 +312,7 @@ impl PatternIndex {
         rest.extend(wildcards);
         rest.sort_unstable();
         for places in rest.chunks(SET_SIZE) {
-            let set = RegexSet::new(places.iter().filter_map(|&place| patterns[place].pattern.as_regex()))?;
-            index.sets.push((set, places.to_vec()));
+            add_sets(&mut index.sets, patterns, places)?;
         }
         Ok(index)
     }
@@ -388,6 +401,18 @@ mod tests {
             let alone = texts.iter().position(|text| Pattern::wildcard(text).matches(value.as_bytes()));
             assert_eq!(found(&root, value), alone.map(|place| u32::try_from(place).expect("few")), "{value}");
         }
+    }
+
+    #[test]
+    fn expressions_too_large_for_one_set_are_found_in_several() {
+        let expression = |n: usize| format!("^\\w{{60}}-{n}$");
+        let large = |n| pattern(&expression(n), Pattern::Regex(Regex::new(&expression(n)).expect("compiles")));
+        assert!(RegexSet::new((0..8).map(expression)).is_err(), "too large for one set");
+        let root = tree((0..8).map(large).collect());
+        let sixty = "abcdefghijklmnopqrstuvwxyz0123abcdefghijklmnopqrstuvwxyz0123-";
+        let root_finds =
+            |n: usize| root.find(&[Entry { key: b"k", value: format!("{sixty}{n}").as_bytes() }]).map(|found| found.rule.0);
+        assert_eq!([root_finds(0), root_finds(7), root_finds(8)], [Some(0), Some(7), None]);
     }
 
     #[test]
