@@ -2,6 +2,7 @@
 
 pub mod bench;
 mod serve;
+mod welcome;
 
 use clap::{Parser, Subcommand};
 

@@ -2,6 +2,7 @@
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::welcome;
 use crate::server::Server;
 use crate::settings::{Given, LogFormat, Settings};
 use crate::telemetry::logs;
@@ -15,8 +16,8 @@ pub(super) fn run(given: &Given) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hang_up = signal(SignalKind::hangup())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let server = Server::start(settings).await?;
-        println!("gRPC on {}", server.addresses.grpc);
+        let server = Server::start(settings.clone()).await?;
+        print!("{}", welcome::text(&settings, server.addresses, &server.shared.rules()));
         loop {
             tokio::select! {
                 _ = hang_up.recv() => server.reload(),

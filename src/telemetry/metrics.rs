@@ -237,6 +237,7 @@ mod tests {
             "weir_memory_evicted_counters_total 6",
             "weir_store_latency_seconds_bucket{le=\"0.00025\"} 0",
             "weir_store_latency_seconds_bucket{le=\"0.0005\"} 1",
+            "weir_store_latency_seconds_bucket{le=\"+Inf\"} 1",
             "weir_store_latency_seconds_count 1",
             "# EOF",
         ] {

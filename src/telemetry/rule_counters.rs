@@ -95,7 +95,7 @@ impl Collector for RuleCounters {
     /// Rules that have decided nothing yet are left out: there may be tens of thousands.
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let domains = self.0.read().clone();
-        let mut metric = encoder.encode_descriptor("decisions", "Descriptors decided by a rule", None, MetricType::Counter)?;
+        let mut metric = encoder.encode_descriptor("decisions", "Descriptors decided by a rule.", None, MetricType::Counter)?;
         for (domain, counters) in &domains {
             for (label, outcomes) in &counters.labels {
                 for (outcome, name) in RuleOutcome::ALL {
@@ -107,7 +107,7 @@ impl Collector for RuleCounters {
                 }
             }
         }
-        let help = "Descriptors of a known domain that no rule was found for";
+        let help = "Descriptors of a known domain that no rule was found for.";
         let mut metric = encoder.encode_descriptor("unmatched_descriptors", help, None, MetricType::Counter)?;
         for (domain, counters) in &domains {
             let count = counters.unmatched.load(Ordering::Relaxed);
