@@ -82,30 +82,46 @@ impl Settings {
         weir
     }
 
+    /// Starts it on these ports (gRPC, HTTP, admin), where it cannot run, and waits for its end; what it said.
+    pub async fn fail(self, ports: [u16; 3]) -> String {
+        let mut weir = self.spawn(self.rules_directory(), ports);
+        let mut ended = None;
+        eventually("the end of a weir that cannot run", async || {
+            ended = weir.ended();
+            ended.is_some()
+        })
+        .await;
+        assert!(ended.is_some_and(|status| !status.success()), "{}", weir.log());
+        weir.log()
+    }
+
     /// Starts it and waits until it listens, be it ready or not.
     pub async fn launch(self) -> Weir {
-        let rules = tempfile::Builder::new().prefix("rules").tempdir().expect("a temporary directory can be made");
-        for (name, text) in &self.rules {
-            fs::write(rules.path().join(name), text).expect("the directory is writable");
-        }
-        let mut process = self.spawn(rules, [free_port(), free_port(), free_port()]);
+        let mut process = self.spawn(self.rules_directory(), [free_port(), free_port(), free_port()]);
         for _ in 0..PORT_ATTEMPTS {
             let mut gone = None;
             eventually("a weir that listens", async || {
-                gone = process.process.try_wait().expect("a child can be asked");
+                gone = process.ended();
                 gone.is_some() || http::get(process.http, "/healthcheck").await.is_some()
             })
             .await;
             match gone {
                 None => return process,
                 Some(_) if process.log().contains("in use") => {
-                    let rules = std::mem::replace(&mut process.rules, TempDir::new().expect("a temporary directory can be made"));
-                    process = self.spawn(rules, [free_port(), free_port(), free_port()]);
+                    process = self.spawn(self.rules_directory(), [free_port(), free_port(), free_port()]);
                 }
                 Some(status) => panic!("weir does not start ({status}): {}", process.log()),
             }
         }
         panic!("no ports to start weir on: {}", process.log());
+    }
+
+    fn rules_directory(&self) -> TempDir {
+        let directory = tempfile::Builder::new().prefix("rules").tempdir().expect("a temporary directory can be made");
+        for (name, text) in &self.rules {
+            fs::write(directory.path().join(name), text).expect("the directory is writable");
+        }
+        directory
     }
 
     fn spawn(&self, rules: TempDir, [grpc, http, admin]: [u16; 3]) -> Weir {
