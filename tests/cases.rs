@@ -82,11 +82,12 @@ impl<S: Store> Asked for Direct<S> {
     }
 
     async fn ask(&self, message: &RateLimitRequest) -> Result<Seen, String> {
-        match self.limiter.decide(&convert::request(message), Instant::now(), None).await {
+        let arrival = Instant::now();
+        match self.limiter.decide(&convert::request(message), arrival, None).await {
             Answer::Decided(decided) => {
-                let response = convert::response(&decided, message, &self.answers);
+                let response = convert::response(&decided, message, &self.answers, arrival);
                 let limited_by = decided.decision.limited_by.and_then(|place| decided.decision.statuses[place].rule);
-                let limited_by = decided.domain.as_ref().zip(limited_by).map(|(domain, rule)| domain.rule(rule).label().to_owned());
+                let limited_by = decided.domain().zip(limited_by).map(|(domain, rule)| domain.rule(rule).label().to_owned());
                 Ok(Seen { response, decision: Some(Decided { limited_by, delay: decided.decision.delay }) })
             }
             Answer::Invalid(reason) => Err(reason),
