@@ -1,6 +1,5 @@
 -- bucket.rs: token bucket and leaky bucket. State: tick, debt in units of one token over the period.
-local bucket = {}
-do
+local function bucket()
   local function most_debt(limit)
     return (limit.burst + limit.requests) * limit.period
   end
@@ -34,7 +33,7 @@ do
     return pack('<dd', tick, debt), max(until_paid(limit, tick, now, debt), 1)
   end
 
-  function bucket.step(limit, state, now, cost, max_delay)
+  local function step(limit, state, now, cost, max_delay)
     local tick, debt = meter(limit, state, now)
     if not tick then return nil end
     local period, capacity = limit.period, limit.burst * limit.period
@@ -51,7 +50,7 @@ do
     return true, remaining - cost, ttl, delay, next, ttl
   end
 
-  function bucket.charge(limit, state, now, cost)
+  local function charge(limit, state, now, cost)
     local tick, debt = meter(limit, state, now)
     local period = limit.period
     local most = most_debt(limit)
@@ -60,12 +59,14 @@ do
     return store(limit, tick, debt, now)
   end
 
-  function bucket.refund(limit, state, now, cost)
+  local function refund(limit, state, now, cost)
     local tick, debt = meter(limit, state, now)
     if debt == 0 then return nil end
     local period = limit.period
     debt = cost >= floor((debt + period - 1) / period) and 0 or debt - cost * period
     return store(limit, tick, debt, now)
   end
+
+  return { step = step, charge = charge, refund = refund }
 end
 

@@ -1,6 +1,5 @@
 -- fixed_window.rs. State: start in µs, count.
-local fixed_window = {}
-do
+local function fixed_window()
   -- start, count; KEEP where the stored state is of this very window
   local function current(limit, state, now)
     local start = now - now % limit.window
@@ -12,7 +11,7 @@ do
     return start, 0
   end
 
-  function fixed_window.step(limit, state, now, cost)
+  local function step(limit, state, now, cost)
     local start, count, kept = current(limit, state, now)
     if not start then return nil end
     local reset_after = start + limit.window - now
@@ -24,17 +23,19 @@ do
     return true, room - cost, reset_after, 0, pack('<dd', start, count + cost), kept or reset_after
   end
 
-  function fixed_window.charge(limit, state, now, cost)
+  local function charge(limit, state, now, cost)
     local start, count = current(limit, state, now)
     local most = max(2 * limit.requests, count)
     count = count + min(cost, most - count)
     return pack('<dd', start, count), start + limit.window - now
   end
 
-  function fixed_window.refund(limit, state, now, cost)
+  local function refund(limit, state, now, cost)
     local start, count = current(limit, state, now)
     if count == 0 then return nil end
     return pack('<dd', start, max(count - cost, 0)), start + limit.window - now
   end
+
+  return { step = step, charge = charge, refund = refund }
 end
 

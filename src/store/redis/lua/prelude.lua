@@ -1,22 +1,54 @@
--- What all algorithms share. Mirrors src/limit one for one: same names, same order. Numbers are whole and below 2^53, where a
--- double is exact. A step returns allowed, remaining, after (reset or retry, in µs), delay, next state, ttl in µs; a state is a
--- packed string, false where there is none. A step returns nil for a state that is not ours.
-local call, pcall = redis.call, redis.pcall
+-- What all parts share. The script decides a batch of requests as src/limit does, one for one: same names, same order.
+-- Numbers are whole and below 2^53, where a double is exact. A step returns allowed, remaining, after (reset or retry, in µs),
+-- delay, next state, ttl in µs; a state is a packed string, false where there is none. A step returns nil for a state that is
+-- not ours. Redis runs all of this for every call, so an algorithm is a function that makes its functions: only what a batch
+-- needs is made.
+--
+-- KEYS: one for each check. ARGV[1], packed: now in µs (0: the server's clock), the number of groups; for each group its number
+-- of checks and whether it is refused, then its checks. The reply, packed: for each check what became of it, remaining, after,
+-- delay.
+local call = redis.call
 local pack, unpack_struct = struct.pack, struct.unpack
-local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max
-local sub, byte, rep = string.sub, string.byte, string.rep
+local floor, max, min = math.floor, math.max, math.min
+local sub = string.sub
 
--- Not a number that we would store from here on.
+-- Not a number that we would store, from here on.
 local EXACT = 9007199254740992
 -- Retry time of a cost that can never fit.
 local NEVER = -1
 -- Time to live of a state that ends when the stored one does: SET with KEEPTTL costs Redis half of SET with PX.
 local KEEP = 0
--- Remaining where nothing limits; read as the largest u64.
-local UNLIMITED = 18446744073709551616
 
-local FIXED_WINDOW, SLIDING_LOG, SLIDING_COUNTER, TOKEN_BUCKET, LEAKY_BUCKET, PENALTY = 1, 2, 3, 4, 5, 6
 local TAKE, LOOK, REFUND, REPORT = 0, 1, 2, 3
-local ENFORCE, SHADOW, QUOTA = 0, 1, 2
-local ADMITTED, ALWAYS = 0, 1
+local ENFORCE, QUOTA = 0, 2
+local ALWAYS = 1
+local LEAKY_BUCKET, PENALTY = 5, 6
+
+-- What a check's first number in the reply says.
+local DENIED, IS_ALLOWED, FOREIGN, UNDECIDED = 0, 1, 2, 3
+
+local args = ARGV[1]
+local now, groups = unpack_struct('<dI', args)
+local is_injected = now ~= 0
+if not is_injected then
+  local time = call('TIME')
+  now = time[1] * 1000000 + time[2]
+end
+
+-- By place in KEYS. A key that occurs again has its state at its last place, which `places` knows. A state that has a time to
+-- live in `ttls` is to be written.
+local states, ttls, places = {}, {}, {}
+
+-- A state that keeps its time to live says nothing about one that was set before in this batch.
+local function put(home, next, ttl)
+  states[home] = next
+  if ttl ~= KEEP or not ttls[home] then ttls[home] = ttl end
+end
+
+local reply, replied = {}, 0
+
+local function answer(kind, remaining, after, delay)
+  reply[replied + 1], reply[replied + 2], reply[replied + 3], reply[replied + 4] = kind, remaining, after, delay
+  replied = replied + 4
+end
 

@@ -1,6 +1,5 @@
 -- sliding_counter.rs. State: the current window's first tick, its count, the previous window's count.
-local sliding_counter = {}
-do
+local function sliding_counter()
   -- start, elapsed, current, previous; KEEP where the stored state ends when its successor does
   local function counts(limit, state, now)
     local tick = floor(now / limit.tick)
@@ -43,7 +42,7 @@ do
     return pack('<ddd', start, current, previous), reset_after(limit, start, current, previous, now)
   end
 
-  function sliding_counter.step(limit, state, now, cost)
+  local function step(limit, state, now, cost)
     local start, elapsed, current, previous, kept = counts(limit, state, now)
     if not start then return nil end
     local period = limit.period
@@ -59,18 +58,20 @@ do
     return true, remaining - cost, ttl, 0, next, kept or ttl
   end
 
-  function sliding_counter.charge(limit, state, now, cost)
+  local function charge(limit, state, now, cost)
     local start, elapsed, current, previous = counts(limit, state, now)
     local period = limit.period
     local room = floor(max(2 * limit.requests * period - used(limit, elapsed, current, previous), 0) / period)
     return store(limit, start, current + min(cost, room), previous, now)
   end
 
-  function sliding_counter.refund(limit, state, now, cost)
+  local function refund(limit, state, now, cost)
     local start, _, current, previous = counts(limit, state, now)
     if current == 0 and previous == 0 then return nil end
     local from_current = min(cost, current)
     return store(limit, start, current - from_current, max(previous - (cost - from_current), 0), now)
   end
+
+  return { step = step, charge = charge, refund = refund }
 end
 

@@ -1,7 +1,6 @@
 -- sliding_log.rs. State: total, then (tick, count) pairs, oldest first. A log here is its tick, its total, and the pairs as
 -- the packed string from byte `first` on: expired pairs go by moving `first`, and nothing is copied until it is stored.
-local sliding_log = {}
-do
+local function sliding_log()
   local PAIR, HEADER = 16, 8
 
   local function log(limit, state, now)
@@ -75,7 +74,7 @@ do
     return state, max(reset_after(limit, state, HEADER + 1, now), 1)
   end
 
-  function sliding_log.step(limit, state, now, cost)
+  local function step(limit, state, now, cost)
     local tick, total, hits, first = log(limit, state, now)
     if not tick then return nil end
     local remaining = max(limit.requests - total, 0)
@@ -89,7 +88,7 @@ do
     return true, remaining - cost, ttl, 0, next, ttl
   end
 
-  function sliding_log.charge(limit, state, now, cost)
+  local function charge(limit, state, now, cost)
     local tick, total, hits, first = log(limit, state, now)
     local most = max(2 * limit.requests, total)
     local count = min(cost, most - total)
@@ -97,7 +96,7 @@ do
     return store(limit, pack('<d', total) .. sub(hits, first), now)
   end
 
-  function sliding_log.refund(limit, state, now, cost)
+  local function refund(limit, state, now, cost)
     local _, total, hits, first = log(limit, state, now)
     if total == 0 then return nil end
     local left, size, newest = cost, #hits, ''
@@ -111,5 +110,7 @@ do
     end
     return store(limit, pack('<d', total) .. sub(hits, first, size) .. newest, now)
   end
+
+  return { step = step, charge = charge, refund = refund }
 end
 
