@@ -53,7 +53,8 @@ impl Reloading {
         if revision == 0 {
             tracing::error!(problems = loaded.problems.len(), path = %self.path.display(), "no rules are in force");
         } else {
-            tracing::info!(domains = rules.domains.len(), rules = rules.rule_count(), revision, "rules are in force");
+            let changes = &loaded.changes;
+            tracing::info!(domains = rules.domains.len(), rules = rules.rule_count(), revision, %changes, "rules are in force");
         }
         self.shared.metrics().reloads.record(loaded.problems.is_empty(), revision, loaded.kept.len());
         self.shared.load(rules);
