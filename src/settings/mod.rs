@@ -137,3 +137,150 @@ impl LogSettings {
         EnvFilter::try_new(&self.filter).expect("the filter was parsed when the settings were")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::ChargeRule;
+    use clap::{Args as _, FromArgMatches as _};
+
+    fn given(flags: &[&str]) -> Given {
+        let command = Given::augment_args(clap::Command::new("weir").no_binary_name(true));
+        Given::from_arg_matches(&command.get_matches_from(flags)).unwrap()
+    }
+
+    fn resolve(flags: &[&str], environment: &[(&str, &str)]) -> Result<Settings, SettingProblems> {
+        let variable = |name: &str| environment.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_owned());
+        Settings::resolve(&given(flags), &variable)
+    }
+
+    /// A settings file, and the flag that names it.
+    fn file(text: &str) -> (tempfile::NamedTempFile, String) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let flag = format!("--config={}", file.path().display());
+        (file, flag)
+    }
+
+    #[test]
+    fn nothing_given_is_the_default() {
+        let settings = resolve(&[], &[]).unwrap();
+        assert_eq!(settings, Settings::default());
+        assert_eq!((settings.rules.to_str(), settings.store), (Some("config/rules"), StoreSetting::Memory));
+        assert_eq!(
+            (settings.grpc_listen.to_string(), settings.http_listen.to_string()),
+            ("0.0.0.0:8081".into(), "0.0.0.0:8080".into())
+        );
+        assert_eq!(
+            (settings.admin_listen.to_string(), settings.store_timeout),
+            ("127.0.0.1:6070".into(), Duration::from_millis(10))
+        );
+    }
+
+    #[test]
+    fn a_flag_beats_the_environment_beats_the_file() {
+        let (_file, flag) = file("threads: 2\nstore_timeout: 3ms\nlog_format: json\nshadow_mode: yes\nreplicas: null\n");
+        let settings = resolve(&[&flag, "--threads", "4"], &[("WEIR_THREADS", "3"), ("WEIR_STORE_TIMEOUT", "5ms")]).unwrap();
+        assert_eq!((settings.threads, settings.store_timeout), (4, Duration::from_millis(5)));
+        assert_eq!((settings.log.format, settings.plan.shadow, settings.replicas), (LogFormat::Json, true, None));
+        let (_file, flag) = file("threads: 2");
+        let named = flag.strip_prefix("--config=").unwrap();
+        assert_eq!(resolve(&[], &[("WEIR_CONFIG", named)]).unwrap().threads, 2);
+    }
+
+    #[test]
+    fn names_that_operators_know_are_read() {
+        let environment = [
+            ("LIMIT_RESPONSE_HEADERS_ENABLED", "1"),
+            ("LIMIT_LIMIT_HEADER", "X-Limit"),
+            ("LIMIT_REMAINING_HEADER", "X-Remaining"),
+            ("LIMIT_RESET_HEADER", "X-Reset"),
+            ("SHADOW_MODE", "T"),
+            ("QUOTA_MODE", "true"),
+            ("RESPONSE_DYNAMIC_METADATA", "True"),
+            ("MERGE_DOMAIN_CONFIG", "t"),
+            ("LOCAL_CACHE_SIZE_IN_BYTES", "1024"),
+            ("CACHE_KEY_PREFIX", "p:"),
+            ("CHARGE", "always"),
+        ];
+        let settings = resolve(&[], &environment).unwrap();
+        let legacy_names = LegacyNames { limit: "X-Limit".into(), remaining: "X-Remaining".into(), reset: "X-Reset".into() };
+        assert_eq!(settings.answers, AnswerSettings { legacy_headers: true, legacy_names, dynamic_metadata: true });
+        assert_eq!(settings.plan, PlanSettings { shadow: true, quota: true, charge: ChargeRule::Always });
+        assert_eq!(settings.load, LoadOptions { merge_domains: true, key_prefix: "p:".into() });
+        assert_eq!(settings.local_cache_bytes, 1024);
+        let both = resolve(&["--quota-mode"], &[("WEIR_SHADOW_MODE", "0"), ("SHADOW_MODE", "1"), ("RULES", "x")]).unwrap();
+        assert_eq!((both.plan.shadow, both.plan.quota, both.rules.to_str()), (false, true, Some("config/rules")));
+    }
+
+    #[test]
+    fn an_empty_variable_says_nothing() {
+        assert_eq!(resolve(&[], &[("WEIR_THREADS", ""), ("SHADOW_MODE", "")]), Ok(Settings::default()));
+    }
+
+    #[test]
+    fn every_bad_setting_names_itself_its_value_and_what_is_allowed() {
+        let (_file, flag) = file("log_level: loud\nthreds: 4\nmade_up: 1\n");
+        let path = flag.strip_prefix("--config=").unwrap();
+        let flags = [&flag, "--store", "redis:6379", "--threads=0", "--shadow-mode=maybe"];
+        let environment = [
+            ("WEIR_GRPC_LISTEN", "localhost"),
+            ("CHARGE", "sometimes"),
+            ("WEIR_STORE_TIMEOUT", "0"),
+            ("LIMIT_RESET_HEADER", "a b"),
+        ];
+        let problems = resolve(&flags, &environment).unwrap_err().to_string();
+        let expected = [
+            format!("{path}: there is no setting `made_up`"),
+            format!("{path}: there is no setting `threds`; did you mean `threads`?"),
+            "--store: `redis:6379` is not allowed; use memory, redis://host:6379, rediss://host:6379 or redis+unix:///path".into(),
+            "WEIR_STORE_TIMEOUT: `0` is not allowed; use a time longer than 0, such as 10ms, 5s or 5m".into(),
+            "WEIR_GRPC_LISTEN: `localhost` is not allowed; use an address and a port, such as 0.0.0.0:8081 or [::]:8081".into(),
+            "--threads: `0` is not allowed; use a number from 1 to 1024".into(),
+            format!(
+                "{path}: log_level: `loud` is not allowed; use off, error, warn, info, debug or trace, or directives such as weir=debug,info"
+            ),
+            "--shadow-mode: `maybe` is not allowed; use true or false".into(),
+            "CHARGE: `sometimes` is not allowed; use auto, admitted or always".into(),
+            "LIMIT_RESET_HEADER: `a b` is not allowed; use the name of a header: letters, digits and dashes".into(),
+        ];
+        assert_eq!(problems.lines().collect::<Vec<_>>(), expected.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_file_that_is_no_settings_file_says_why() {
+        let problem = |text: &str| {
+            let (_file, flag) = file(text);
+            resolve(&[&flag], &[]).unwrap_err().to_string()
+        };
+        assert!(problem("threads: [1, 2]").contains("a single value"), "{}", problem("threads: [1, 2]"));
+        assert!(problem("threads: 1\nthreads: 2").contains("duplicate"), "{}", problem("threads: 1\nthreads: 2"));
+        assert!(resolve(&["--config=no/such/file"], &[]).unwrap_err().to_string().starts_with("--config: no/such/file: "));
+        let (_file, flag) = file("# nothing\n");
+        assert_eq!(resolve(&[&flag], &[]), Ok(Settings::default()));
+    }
+
+    #[test]
+    fn the_page_and_the_example_file_have_every_setting() {
+        let page = include_str!("../../docs/settings.md");
+        let example = include_str!("../../config/weir.yaml");
+        for name in NAMES {
+            let known = name.known_variable().map(|known| format!(", `{known}`")).unwrap_or_default();
+            let default = if name.default.is_empty() { String::new() } else { format!("`{}`", name.default) };
+            let row = format!("| `--{}` | `{}`{known} | {default} | {} |", name.flag(), name.variable(), name.help);
+            assert!(page.lines().any(|line| line == row), "docs/settings.md has no line\n{row}");
+            let lines =
+                [format!("# {}", name.help), format!("#{}: {}", name.key, name.default)].map(|line| line.trim_end().to_owned());
+            assert!(example.contains(&lines.join("\n")), "config/weir.yaml has no lines\n{}", lines.join("\n"));
+        }
+        let set: String = example
+            .lines()
+            .filter_map(|line| line.strip_prefix('#'))
+            .filter(|line| !line.starts_with([' ', '#']))
+            .fold(String::new(), |text, line| text + line + "\n");
+        let (_file, flag) = file(&set);
+        assert_eq!(resolve(&[&flag], &[]), Ok(Settings::default()), "{set}");
+        let (_file, flag) = file(example);
+        assert_eq!(resolve(&[&flag], &[]), Ok(Settings::default()));
+    }
+}
