@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use http::{HeaderMap, StatusCode};
+use tonic::Status;
 
 /// The longest latency told apart from longer ones, in ns.
 const LONGEST: u64 = 600_000_000_000;
@@ -66,7 +67,7 @@ impl Answer {
         let number = status.to_str().ok().and_then(|text| text.parse().ok());
         self.status = number.filter(|&number: &usize| number < NO_STATUS).unwrap_or(NO_STATUS);
         if self.status != 0 {
-            self.reason = headers.get("grpc-message").map(|message| String::from_utf8_lossy(message.as_bytes()).into_owned());
+            self.reason = Status::from_header_map(headers).map(|status| status.message().to_owned());
         }
     }
 }
