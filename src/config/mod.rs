@@ -82,12 +82,15 @@ fn compile(found: files::Found, path: &Path, options: &LoadOptions, previous: &R
         problems.push(problem);
     }
     let mut kept = Vec::new();
-    let rules = if previous.revision == 0 {
+    let mut rules = if previous.revision == 0 {
         first_rules(compiled, &problems)
     } else {
         next_rules(compiled, previous, &mut kept, &mut warnings)
     };
     let changes = Changes::between(previous, &rules);
+    if previous.revision > 0 && changes.is_empty() {
+        rules.revision = previous.revision;
+    }
     let (problems, warnings) = (Problems::new(problems), Problems::new(warnings));
     Loaded { rules, problems, warnings, kept, changes, fingerprint: found.fingerprint }
 }
@@ -140,12 +143,6 @@ fn next_rules(compiled: Compiled, previous: &RuleSet, kept: &mut Vec<String>, wa
         rules.domains.insert(name.clone(), before.clone());
     }
     kept.sort();
-    let is_before =
-        |name: &[u8], domain: &Arc<Domain>| previous.domains.get(name).is_some_and(|before| Arc::ptr_eq(before, domain));
-    let same = rules.domains.iter().filter(|(name, domain)| is_before(name, domain)).count();
-    if same == rules.domains.len() && same == previous.domains.len() {
-        rules.revision = previous.revision;
-    }
     rules
 }
 
