@@ -129,8 +129,10 @@ impl Envoy {
 
     /// Learns where it listens; false while it is not ready.
     async fn find_ports(&mut self, admin_file: &Path) -> bool {
-        let gone = self.process.try_wait().expect("a child can be asked");
-        assert!(gone.is_none(), "Envoy does not start: {}", self.output.text());
+        if self.process.try_wait().expect("a child can be asked").is_some() {
+            self.output.finish();
+            panic!("Envoy does not start: {}", self.output.text());
+        }
         let Ok(address) = fs::read_to_string(admin_file) else { return false };
         let Some(admin) = port_of(&address) else { return false };
         if http::get(admin, "/ready").await.is_none_or(|answer| answer.status != 200) {

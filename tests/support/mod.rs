@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Longer than anything that is waited for takes on a busy machine; reaching it fails the test.
@@ -49,33 +49,42 @@ pub fn free_port() -> u16 {
 }
 
 /// What a process says, collected as it says it, so that it never waits for a reader.
-#[derive(Clone, Default)]
-pub struct Output(Arc<Mutex<String>>);
+pub struct Output {
+    text: Arc<Mutex<String>>,
+    readers: Vec<JoinHandle<()>>,
+}
 
 impl Output {
     /// Reads both streams of a process to their ends.
     pub fn of(process: &mut Child) -> Output {
-        let output = Output::default();
-        output.collect(process.stdout.take().expect("its output is a pipe"));
-        output.collect(process.stderr.take().expect("its messages are a pipe"));
-        output
+        let text = Arc::default();
+        let output = read(process.stdout.take().expect("its output is a pipe"), Arc::clone(&text));
+        let messages = read(process.stderr.take().expect("its messages are a pipe"), Arc::clone(&text));
+        Output { text, readers: vec![output, messages] }
     }
 
-    fn collect(&self, stream: impl Read + Send + 'static) {
-        let text = Arc::clone(&self.0);
-        thread::spawn(move || {
-            let mut stream = BufReader::new(stream);
-            let mut line = Vec::new();
-            while stream.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-                text.lock().expect("no reader panics").push_str(&String::from_utf8_lossy(&line));
-                line.clear();
-            }
-        });
-    }
-
+    /// What it has said so far.
     pub fn text(&self) -> String {
-        self.0.lock().expect("no reader panics").clone()
+        self.text.lock().expect("no reader panics").clone()
     }
+
+    /// Waits for the last word of a process that has ended.
+    pub fn finish(&mut self) {
+        for reader in self.readers.drain(..) {
+            reader.join().expect("no reader panics");
+        }
+    }
+}
+
+fn read(stream: impl Read + Send + 'static, text: Arc<Mutex<String>>) -> JoinHandle<()> {
+    thread::spawn(move || {
+        let mut stream = BufReader::new(stream);
+        let mut line = Vec::new();
+        while stream.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            text.lock().expect("no reader panics").push_str(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+    })
 }
 
 /// Sends a signal, such as `TERM`.

@@ -190,9 +190,11 @@ impl Weir {
         self.process.wait().expect("a process that was started can be waited for");
     }
 
-    /// How it ended; `None` while it runs.
+    /// How it ended, with all that it said in the log; `None` while it runs.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.process.try_wait().expect("a child can be asked")
+        let status = self.process.try_wait().expect("a child can be asked")?;
+        self.output.finish();
+        Some(status)
     }
 
     fn assert_running(&mut self) {
