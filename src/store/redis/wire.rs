@@ -1,9 +1,11 @@
 //! Requests and replies of the script as bytes: packed little-endian numbers, doubles wherever Lua counts (whole and below 2^53,
 //! so exact). `lua/decide.lua` reads and writes the same layout.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use deadpool_redis::redis::Cmd;
+use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
 use super::script;
@@ -14,8 +16,12 @@ use crate::store::{Group, Outcomes, StoreError};
 const CHECK_SIZE: usize = 4 + 2 + 6 * 8;
 /// The number of checks, and whether the request is refused.
 const GROUP_HEADER: usize = 2 + 1;
-/// The time, and the number of groups.
-const CALL_HEADER: usize = 8 + 4;
+/// The time; how many requests, distinct requests, and keys that occur again.
+const CALL_HEADER: usize = 8 + 3 * 2;
+/// A place of a key that occurs again, and its first place.
+const REPEATED_SIZE: usize = 2 * 2;
+/// Most requests of a batch are alike, and Redis unpacks only those that differ: by more than so many, they may as well.
+const MAX_COMPARED: usize = 8;
 /// A check's part in the reply: its kind; remaining, after, delay.
 const ANSWER_SIZE: usize = 1 + 3 * 8;
 /// The most checks of one request: bounds how long the script may hold Redis up.
@@ -83,22 +89,41 @@ fn exact(number: u64) -> f64 {
     number.min(MAX_EXACT - 1) as f64
 }
 
-/// One EVALSHA for all `requests`. `now` of `None` is the server's own clock.
+/// One EVALSHA for all `requests`, which are at most 255. `now` of `None` is the server's own clock.
 pub(super) fn call<'a>(requests: impl ExactSizeIterator<Item = &'a Encoded> + Clone, now: Option<Micros>) -> Cmd {
     let checks = requests.clone().map(Encoded::checks).sum::<usize>();
-    let size = requests.clone().map(|request| request.packed().len()).sum::<usize>() + CALL_HEADER;
-    let mut packed = Vec::with_capacity(size);
-    packed.extend_from_slice(&exact(now.unwrap_or(0)).to_le_bytes());
-    packed.extend_from_slice(&u32::try_from(requests.len()).expect("a batch is bounded").to_le_bytes());
     let bytes: usize = requests.clone().map(|request| request.bytes.len()).sum();
     let mut command = Cmd::with_capacity(4 + checks, 64 + CALL_HEADER + bytes);
     command.arg("EVALSHA").arg(script::digest()).arg(checks);
-    for request in requests {
-        packed.extend_from_slice(request.packed());
-        for key in request.keys() {
-            command.arg(key);
+    let mut places: HashMap<&[u8], u16, RandomState> = HashMap::with_capacity_and_hasher(checks, RandomState::default());
+    let mut repeated: SmallVec<[(u16, u16); 8]> = SmallVec::new();
+    let mut distinct: SmallVec<[&[u8]; 16]> = SmallVec::new();
+    let mut kinds: SmallVec<[u8; 64]> = SmallVec::new();
+    for (key, place) in requests.clone().flat_map(Encoded::keys).zip(1..) {
+        command.arg(key);
+        let first = *places.entry(key).or_insert(place);
+        if first != place {
+            repeated.push((place, first));
         }
     }
+    for request in requests.clone() {
+        let packed = request.packed();
+        let known = distinct.iter().take(MAX_COMPARED).position(|other| *other == packed);
+        let kind = known.unwrap_or_else(|| {
+            distinct.push(packed);
+            distinct.len() - 1
+        });
+        kinds.push(u8::try_from(kind + 1).expect("a batch is bounded"));
+    }
+    let short = |length: usize| u16::try_from(length).expect("a batch is bounded").to_le_bytes();
+    let size =
+        CALL_HEADER + repeated.len() * REPEATED_SIZE + distinct.iter().map(|packed| packed.len()).sum::<usize>() + kinds.len();
+    let mut packed = Vec::with_capacity(size);
+    packed.extend_from_slice(&exact(now.unwrap_or(0)).to_le_bytes());
+    packed.extend([requests.len(), distinct.len(), repeated.len()].into_iter().flat_map(short));
+    packed.extend(repeated.iter().flat_map(|&(place, first)| [place, first]).flat_map(u16::to_le_bytes));
+    distinct.iter().for_each(|request| packed.extend_from_slice(request));
+    packed.extend_from_slice(&kinds);
     command.arg(packed);
     command
 }

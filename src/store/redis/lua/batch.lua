@@ -5,7 +5,7 @@
 local CHUNK = 1000
 -- With the clock of a test, the server's own must not take a key away; in ms.
 local INJECTED_TTL = 60000
-local CHECK, CHECK_SIZE, HEADER_SIZE = '<BBBBHdddddd', 54, 3
+local CHECK, CHECK_SIZE = '<BBBBHdddddd', 54
 -- A state that no algorithm takes for its own.
 local NOT_OURS = ''
 
@@ -34,107 +34,118 @@ local function check_of(packed)
   }
 end
 
--- Reads. MGET says nil for an absent key and for one of another type alike, so the absent ones are looked at again if any exists.
-local size = #KEYS
-local absent
-for first = 1, size, CHUNK do
-  local last = min(first + CHUNK - 1, size)
-  local values = call('MGET', unpack(KEYS, first, last))
-  for place = first, last do
-    local key, value = KEYS[place], values[place - first + 1]
-    states[place], places[key] = value, place
-    if not value then
-      absent = absent or {}
-      absent[#absent + 1] = key
+-- The distinct requests. Checks are known by their packed form: most are alike.
+local kinds, known = {}, {}
+for number = 1, distinct do
+  local count, refused = unpack_struct('<HB', args, at)
+  local kind = { count = count, refused = refused == 1, checks = {}, is_plain = refused == 0 }
+  at = at + 3
+  for place = 1, count do
+    local packed = sub(args, at, at + CHECK_SIZE - 1)
+    local check = known[packed]
+    if not check then
+      check = check_of(packed)
+      known[packed] = check
     end
+    kind.checks[place] = check
+    kind.is_plain = kind.is_plain and check.is_plain
+    at = at + CHECK_SIZE
+  end
+  kinds[number] = kind
+end
+local kind_of = { string.byte(args, at, at + requests - 1) }
+
+-- Reads. MGET says nil for an absent key and for one of another type alike, so the absent ones are looked at again if any exists.
+if size <= CHUNK then
+  states = call('MGET', unpack(KEYS))
+else
+  states = {}
+  for first = 1, size, CHUNK do
+    local last = min(first + CHUNK - 1, size)
+    local values = call('MGET', unpack(KEYS, first, last))
+    for place = first, last do states[place] = values[place - first + 1] end
   end
 end
-for first = 1, absent and #absent or 0, CHUNK do
-  local last = min(first + CHUNK - 1, #absent)
-  if call('EXISTS', unpack(absent, first, last)) > 0 then
-    for other = first, last do
-      local key = absent[other]
-      if type(redis.pcall('GET', key)) == 'table' then states[places[key]] = NOT_OURS end
-    end
+local absent
+for place = 1, size do
+  if not states[place] then
+    absent = absent or {}
+    absent[#absent + 1] = KEYS[place]
+  end
+end
+local function is_any(keys)
+  for first = 1, #keys, CHUNK do
+    if call('EXISTS', unpack(keys, first, min(first + CHUNK - 1, #keys))) > 0 then return true end
+  end
+end
+if absent and is_any(absent) then
+  for place = 1, size do
+    if not states[place] and type(redis.pcall('GET', KEYS[place])) == 'table' then states[place] = NOT_OURS end
   end
 end
 
--- Decides. Most requests of a batch are alike: checks, and requests of one plain check, are known by their packed form.
-local known, single, checks, decide = {}, {}, {}, nil
+-- Decides.
+local decide
 local nexts, next_ttls = {}, {}
-local at, first = 13, 0
-for _ = 1, groups do
-  local packed = sub(args, at, at + HEADER_SIZE + CHECK_SIZE - 1)
-  local check = single[packed]
-  if check then
-    first = first + 1
-    at = at + HEADER_SIZE + CHECK_SIZE
-    local home = places[KEYS[first]]
-    local allowed, remaining, after, delay, next, ttl = check.step(check.limit, states[home], now, check.cost, check.max_delay)
-    if next then
-      states[home] = next
-      if ttl ~= KEEP or not ttls[home] then ttls[home] = ttl end
-    end
-    local kind = allowed and IS_ALLOWED or DENIED
-    if allowed == nil then kind, remaining, after, delay = FOREIGN, 0, 0, 0 end
-    reply[replied + 1], reply[replied + 2], reply[replied + 3], reply[replied + 4] = kind, remaining, after, delay
-    replied = replied + 4
-  else
-    local count, refused = unpack_struct('<HB', packed)
-    local is_plain, is_over, began = refused == 0, false, replied
-    at = at + HEADER_SIZE
+local first = 0
+for request = 1, requests do
+  local kind = kinds[kind_of[request]]
+  local checks, count, began, is_over = kind.checks, kind.count, replied, false
+  local is_plain = kind.is_plain
+  if is_plain then
     for number = 1, count do
-      local packed_check = sub(args, at, at + CHECK_SIZE - 1)
-      check = known[packed_check]
-      if not check then
-        check = check_of(packed_check)
-        known[packed_check] = check
+      local check = checks[number]
+      local state = states[homes[first + number] or first + number]
+      local allowed, remaining, after, delay, next, ttl = check.step(check.limit, state, now, check.cost, check.max_delay)
+      if allowed == nil then
+        is_plain = false
+        break
       end
-      checks[number] = check
-      is_plain = is_plain and check.is_plain
-      at = at + CHECK_SIZE
-      if is_plain then
-        local state = states[places[KEYS[first + number]]]
-        local allowed, remaining, after, delay, next, ttl = check.step(check.limit, state, now, check.cost, check.max_delay)
-        nexts[number], next_ttls[number] = next, ttl
-        is_plain, is_over = allowed ~= nil, is_over or not allowed
-        answer(allowed and IS_ALLOWED or DENIED, remaining, after, delay)
-      end
+      if not allowed then is_over = true end
+      nexts[number], next_ttls[number] = next, ttl
+      reply[replied + 1], reply[replied + 2], reply[replied + 3], reply[replied + 4] =
+        allowed and IS_ALLOWED or DENIED, remaining, after, delay
+      replied = replied + 4
     end
-    if not is_plain then
-      replied = began
-      decide = decide or general()
-      decide(checks, count, first, refused == 1)
-    elseif not is_over then
-      for number = 1, count do
-        if nexts[number] then put(places[KEYS[first + number]], nexts[number], next_ttls[number]) end
-      end
-      if count == 1 then single[packed] = check end
-    else
-      for number = 1, count do
-        local slot = began + 4 * number - 3
-        if reply[slot] == IS_ALLOWED then
-          local check, state = checks[number], states[places[KEYS[first + number]]]
-          local _, remaining, after, delay = check.step(check.limit, state, now, 0)
-          reply[slot + 1], reply[slot + 2], reply[slot + 3] = remaining, after, delay
-        end
-      end
-    end
-    first = first + count
   end
+  if not is_plain then
+    replied = began
+    decide = decide or general()
+    decide(checks, count, first, kind.refused)
+  elseif not is_over then
+    for number = 1, count do
+      local next, ttl = nexts[number], next_ttls[number]
+      if next then
+        local home = homes[first + number] or first + number
+        states[home] = next
+        if ttl ~= KEEP or ttls[home] == 0 then ttls[home] = ttl end
+      end
+    end
+  elseif count > 1 then
+    -- Refused as a whole: what had room says how much it has.
+    for number = 1, count do
+      local slot = began + 4 * number - 3
+      if reply[slot] == IS_ALLOWED then
+        local check, state = checks[number], states[homes[first + number] or first + number]
+        local _, remaining, after, delay = check.step(check.limit, state, now, 0)
+        reply[slot + 1], reply[slot + 2], reply[slot + 3] = remaining, after, delay
+      end
+    end
+  end
+  first = first + count
 end
 
 -- Writes.
 for place = 1, size do
   local ttl = ttls[place]
-  if ttl then
-    if is_injected then
-      call('SET', KEYS[place], states[place], 'PX', max(math.ceil(ttl / 1000), INJECTED_TTL))
-    elseif ttl == KEEP then
-      call('SET', KEYS[place], states[place], 'KEEPTTL')
-    else
-      call('SET', KEYS[place], states[place], 'PX', max(math.ceil(ttl / 1000), 1))
-    end
+  if ttl == 0 then
+    -- Nothing to write.
+  elseif is_injected then
+    call('SET', KEYS[place], states[place], 'PX', max(math.ceil(ttl / 1000), INJECTED_TTL))
+  elseif ttl == KEEP then
+    call('SET', KEYS[place], states[place], 'KEEPTTL')
+  else
+    call('SET', KEYS[place], states[place], 'PX', max(math.ceil(ttl / 1000), 1))
   end
 end
 

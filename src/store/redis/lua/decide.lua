@@ -26,7 +26,7 @@ local function general()
     local refunds = 0
     while refunds < count and checks[refunds + 1].operation == REFUND do
       refunds = refunds + 1
-      local home = places[KEYS[first + refunds]]
+      local home = homes[first + refunds] or first + refunds
       local allowed, remaining, after, delay, next, ttl = refund(checks[refunds], states[home])
       if allowed == nil then return nil, refunds end
       if next then
@@ -93,7 +93,7 @@ local function general()
     local over, without_room = {}, {}
     for number = refunds + 1, count do
       local check = checks[number]
-      local allowed, remaining, after, delay, next, ttl = first_step(check, states[places[KEYS[first + number]]])
+      local allowed, remaining, after, delay, next, ttl = first_step(check, states[homes[first + number] or first + number])
       if allowed == nil then return foreign(count, number, changed, began) end
       is_allowed[number], remains[number], afters[number], delays[number] = allowed, remaining, after, delay
       nexts[number], next_ttls[number] = next, ttl
@@ -105,7 +105,7 @@ local function general()
     end
     refused = refused or quotas_refuse(checks, count, refunds, over)
     for number = refunds + 1, count do
-      local check, home = checks[number], places[KEYS[first + number]]
+      local check, home = checks[number], homes[first + number] or first + number
       local allowed, remaining, after, delay, next, ttl
       if check.limit.algorithm == PENALTY then
         allowed, remaining, after, delay, next, ttl = resolve_penalty(check, states[home], number, without_room[check.owner])

@@ -4,9 +4,10 @@
 -- not ours. Redis runs all of this for every call, so an algorithm is a function that makes its functions: only what a batch
 -- needs is made.
 --
--- KEYS: one for each check. ARGV[1], packed: now in µs (0: the server's clock), the number of groups; for each group its number
--- of checks and whether it is refused, then its checks. The reply, packed: for each check what became of it, remaining, after,
--- delay.
+-- KEYS: one for each check of each request, in order. ARGV[1], packed: now in µs (0: the server's clock); how many requests,
+-- distinct requests, and keys that occur again; for each of these its place and the place of the first; the distinct requests,
+-- each its number of checks, whether it is refused, and its checks; for each request, which distinct one it is. The reply,
+-- packed: for each check what became of it, remaining, after, delay.
 local call = redis.call
 local pack, unpack_struct = struct.pack, struct.unpack
 local floor, max, min = math.floor, math.max, math.min
@@ -17,7 +18,7 @@ local EXACT = 9007199254740992
 -- Retry time of a cost that can never fit.
 local NEVER = -1
 -- Time to live of a state that ends when the stored one does: SET with KEEPTTL costs Redis half of SET with PX.
-local KEEP = 0
+local KEEP = -1
 
 local TAKE, LOOK, REFUND, REPORT = 0, 1, 2, 3
 local ENFORCE, QUOTA = 0, 2
@@ -27,25 +28,39 @@ local LEAKY_BUCKET, PENALTY = 5, 6
 -- What a check's first number in the reply says.
 local DENIED, IS_ALLOWED, FOREIGN, UNDECIDED = 0, 1, 2, 3
 
-local args = ARGV[1]
-local now, groups = unpack_struct('<dI', args)
+local args, size = ARGV[1], #KEYS
+local now, requests, distinct, repeated = unpack_struct('<dHHH', args)
+local at = 15
 local is_injected = now ~= 0
 if not is_injected then
   local time = call('TIME')
   now = time[1] * 1000000 + time[2]
 end
 
--- By place in KEYS. A key that occurs again has its state at its last place, which `places` knows. A state that has a time to
--- live in `ttls` is to be written.
-local states, ttls, places = {}, {}, {}
+-- So many zeros: a table that need not grow.
+local function zeros(length)
+  if length <= 4000 then return { string.byte(string.rep('\0', length), 1, length) } end
+  local table = {}
+  for place = 1, length do table[place] = 0 end
+  return table
+end
+
+-- By place in KEYS: states, and for how long to write them (0: not at all). A key that occurs again has its state at its first
+-- place, its home.
+local states, ttls, homes = nil, zeros(size), {}
+for _ = 1, repeated do
+  local place, home = unpack_struct('<HH', args, at)
+  homes[place] = home
+  at = at + 4
+end
 
 -- A state that keeps its time to live says nothing about one that was set before in this batch.
 local function put(home, next, ttl)
   states[home] = next
-  if ttl ~= KEEP or not ttls[home] then ttls[home] = ttl end
+  if ttl ~= KEEP or ttls[home] == 0 then ttls[home] = ttl end
 end
 
-local reply, replied = {}, 0
+local reply, replied = zeros(4 * size), 0
 
 local function answer(kind, remaining, after, delay)
   reply[replied + 1], reply[replied + 2], reply[replied + 3], reply[replied + 4] = kind, remaining, after, delay

@@ -39,7 +39,7 @@ local function sliding_counter()
   end
 
   local function store(limit, start, current, previous, now)
-    return pack('<ddd', start, current, previous), reset_after(limit, start, current, previous, now)
+    return pack('<ddd', start, current, previous), max(reset_after(limit, start, current, previous, now), 1)
   end
 
   local function step(limit, state, now, cost)
