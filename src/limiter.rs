@@ -96,6 +96,7 @@ struct LoadedDomain {
 impl Shared {
     pub fn new(local: MemoryStore, settings: LimiterSettings) -> Shared {
         let metrics = Arc::new(Metrics::new());
+        metrics.replicas.set(1);
         Shared { in_force: ArcSwap::default(), local, replicas: AtomicU32::new(1), settings, metrics }
     }
 
@@ -123,6 +124,7 @@ impl Shared {
     /// How many replicas share each limit when every one decides by itself.
     pub fn set_replicas(&self, replicas: u32) {
         self.replicas.store(replicas.max(1), Ordering::Relaxed);
+        self.metrics.replicas.set(i64::from(replicas.max(1)));
     }
 
     /// The store of `on_store_failure: local`.

@@ -22,6 +22,7 @@ use weir::api::proto::envoy::extensions::common::ratelimit::v3::RateLimitDescrip
 use weir::api::proto::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::{Entry, RateLimitOverride};
 use weir::api::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use weir::server::Server;
+use weir::settings::Settings;
 
 const SERVICE: &str = "envoy.service.ratelimit.v3.RateLimitService";
 const RULES: &str = "domain: d
@@ -219,22 +220,22 @@ async fn messages_that_do_not_decode_are_refused() {
 }
 
 async fn h2_connection(served: &Served) -> h2::client::SendRequest<bytes::Bytes> {
-    let stream = TcpStream::connect(served.addresses().grpc).await.unwrap();
-    let (client, connection) = h2::client::handshake(stream).await.unwrap();
+    let stream = TcpStream::connect(served.addresses().grpc).await.expect("the server listens");
+    let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
     tokio::spawn(connection);
     client
 }
 
 async fn grpc_status(client: &mut h2::client::SendRequest<bytes::Bytes>, body: &'static [u8]) -> Option<String> {
     let request = http::Request::post(format!("http://localhost/{SERVICE}/ShouldRateLimit"));
-    let request = request.header("content-type", "application/grpc").body(()).unwrap();
-    let (response, mut sending) = client.send_request(request, false).unwrap();
-    sending.send_data(bytes::Bytes::from_static(body), true).unwrap();
-    let (head, mut body) = response.await.unwrap().into_parts();
+    let request = request.header("content-type", "application/grpc").body(()).expect("a request");
+    let (response, mut sending) = client.send_request(request, false).expect("an open connection");
+    sending.send_data(bytes::Bytes::from_static(body), true).expect("an open stream");
+    let (head, mut body) = response.await.expect("an answer").into_parts();
     while body.data().await.is_some() {}
-    let trailers = body.trailers().await.unwrap().unwrap_or_default();
+    let trailers = body.trailers().await.expect("trailers").unwrap_or_default();
     let status = head.headers.get("grpc-status").or(trailers.get("grpc-status"))?;
-    Some(status.to_str().unwrap().to_owned())
+    Some(status.to_str().expect("a number").to_owned())
 }
 
 #[tokio::test]
@@ -388,17 +389,14 @@ async fn operators_see_metrics_and_rules() {
 async fn a_port_in_use_is_an_error_that_names_it() {
     let served = Served::rules(RULES).await;
     let taken = served.addresses();
-    let changes: [(&str, fn(&mut weir::settings::Settings, weir::server::Addresses)); 3] = [
-        ("--grpc-listen", |settings, taken| settings.grpc_listen = taken.grpc),
-        ("--http-listen", |settings, taken| settings.http_listen = taken.http),
-        ("--admin-listen", |settings, taken| settings.admin_listen = taken.admin),
+    let free = || settings(served.rules_file());
+    let cases = [
+        ("--grpc-listen", taken.grpc, Settings { grpc_listen: taken.grpc, ..free() }),
+        ("--http-listen", taken.http, Settings { http_listen: taken.http, ..free() }),
+        ("--admin-listen", taken.admin, Settings { admin_listen: taken.admin, ..free() }),
     ];
-    for (flag, change) in changes {
-        let mut settings = settings(served.rules_file());
-        change(&mut settings, taken);
+    for (flag, address, settings) in cases {
         let Err(error) = Server::start(settings).await else { panic!("{flag}: two servers on one port") };
-        let address = [("--grpc-listen", taken.grpc), ("--http-listen", taken.http), ("--admin-listen", taken.admin)];
-        let (_, address) = address.into_iter().find(|(name, _)| *name == flag).unwrap();
         assert_eq!(error.to_string(), format!("{flag} {address}: Address already in use (os error 98)"));
     }
     served.stop().await;

@@ -25,7 +25,11 @@ pub(super) fn run(given: &Given) -> anyhow::Result<()> {
                 _ = interrupt.recv() => break,
             }
         }
-        server.stop().await;
+        tokio::select! {
+            () = server.stop() => {}
+            _ = terminate.recv() => tracing::warn!("told to stop twice: calls in flight are cut"),
+            _ = interrupt.recv() => tracing::warn!("told to stop twice: calls in flight are cut"),
+        }
         Ok(())
     })
 }

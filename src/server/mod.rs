@@ -24,7 +24,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::admin;
 use crate::api::json;
-use crate::api::rls::{self, Rls};
+use crate::api::rls::Rls;
 use crate::config::watch::Watcher;
 use crate::limiter::{Limiter, LimiterSettings, Shared};
 use crate::settings::{Settings, StoreSetting, redacted};
@@ -34,7 +34,7 @@ use crate::store::redis::RedisSettingsError;
 use drain::Drain;
 use grpc::GrpcService;
 pub use listen::ListenError;
-use readiness::Readiness;
+use readiness::{HEALTH_NAMES, Readiness};
 use reload::Reloading;
 use stores::{Stores, ThreadStore};
 use threads::{Serving, Threads};
@@ -111,7 +111,12 @@ impl Server {
         let listeners = Listeners::open(&settings).await?;
         let addresses = listeners.addresses()?;
         let readiness = Arc::new(Readiness::default());
+        readiness.set_store_ready(stores.are_ready_at_once());
+        // Before anyone is answered: good rules are in force from the first call on.
+        let reloading = Reloading::new(&settings, &shared, &readiness, stores.clone());
+        let watcher = tokio::task::spawn_blocking(|| reloading.start()).await.map_err(io::Error::other)??;
         let (health, health_service) = tonic_health::server::health_reporter();
+        readiness.report(&health).await;
         let drain = Drain::new();
         let rls = rls_of_a_thread(&settings, &shared, &stores);
 
@@ -134,12 +139,10 @@ impl Server {
         let acceptor = serve_grpc(listeners.grpc, &settings, rls, others, &drain)?;
 
         let background = vec![
-            tokio::spawn(stores.clone().look_after(shared.clone(), readiness.clone())),
-            tokio::spawn(readiness.clone().report_to(health.clone())),
+            tokio::spawn(stores.look_after(shared.clone(), readiness.clone())),
+            tokio::spawn(readiness.clone().report_changes(health.clone())),
         ];
         let drain_delay = settings.drain_delay;
-        let reloading = Reloading::new(settings, &shared, &readiness, stores);
-        let watcher = tokio::task::spawn_blocking(|| reloading.start()).await.map_err(io::Error::other)??;
         Ok(Server { addresses, shared, readiness, watcher, health, drain, drain_delay, acceptor, background })
     }
 
@@ -157,7 +160,7 @@ impl Server {
             task.abort();
         }
         // Ends the streams of those who watch, which would else stay open.
-        for name in ["", rls::SERVICE] {
+        for name in HEALTH_NAMES {
             self.health.clear_service_status(name).await;
         }
         self.drain.begin();

@@ -1,10 +1,15 @@
 //! Whether this server should be sent calls, and saying so to whoever asks: gRPC health, `/healthcheck`.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::api::rls;
+
+/// What gRPC health is asked about: the server, and the service.
+pub const HEALTH_NAMES: [&str; 2] = ["", rls::SERVICE];
 
 /// What stands between a server and its calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,15 +57,20 @@ impl Readiness {
         self.0.send_if_modified(|state| !std::mem::replace(&mut state.draining, true));
     }
 
+    /// Tells gRPC health what is true now.
+    pub async fn report(&self, health: &HealthReporter) {
+        let status = if self.is_ready() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for name in HEALTH_NAMES {
+            health.set_service_status(name, status).await;
+        }
+    }
+
     /// Keeps gRPC health true for as long as the server lives.
-    pub async fn report_to(self: std::sync::Arc<Self>, health: HealthReporter) {
+    pub async fn report_changes(self: Arc<Self>, health: HealthReporter) {
         let mut changes = self.0.subscribe();
         loop {
-            let is_ready = changes.borrow_and_update().is_ready();
-            let status = if is_ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-            for name in ["", rls::SERVICE] {
-                health.set_service_status(name, status).await;
-            }
+            changes.mark_unchanged();
+            self.report(&health).await;
             if changes.changed().await.is_err() {
                 return;
             }

@@ -22,8 +22,8 @@ pub struct Reloading {
 }
 
 impl Reloading {
-    pub fn new(settings: Settings, shared: &Arc<Shared>, readiness: &Arc<Readiness>, stores: Stores) -> Reloading {
-        let Settings { rules: path, load: options, .. } = settings;
+    pub fn new(settings: &Settings, shared: &Arc<Shared>, readiness: &Arc<Readiness>, stores: Stores) -> Reloading {
+        let (path, options) = (settings.rules.clone(), settings.load.clone());
         Reloading { path, options, shared: shared.clone(), readiness: readiness.clone(), stores }
     }
 

@@ -70,6 +70,11 @@ impl Stores {
         })))
     }
 
+    /// There is nobody to wait for.
+    pub fn are_ready_at_once(&self) -> bool {
+        matches!(self, Stores::Memory(_))
+    }
+
     /// The store for the thread that asks; a connection to Redis belongs to the runtime it was made in.
     pub fn for_this_thread(&self) -> ThreadStore {
         match self {
@@ -104,10 +109,7 @@ impl Stores {
     /// What the store needs done in the background, for as long as the server lives.
     pub async fn look_after(self, shared: Arc<Shared>, readiness: Arc<Readiness>) {
         match self {
-            Stores::Memory(store) => {
-                readiness.set_store_ready(true);
-                sweep(shared, Some(store)).await;
-            }
+            Stores::Memory(store) => sweep(shared, Some(store)).await,
             Stores::Redis(redis) => {
                 tokio::spawn(redis.breaker.clone().probe_while_open());
                 let store = RedisStore::new(&redis.connector, Clock::System);

@@ -31,6 +31,8 @@ pub struct Metrics {
     pub memory: Memory,
     /// Those of `on_store_failure: local`.
     pub fallback_memory: Memory,
+    /// How many share a limit that is decided locally.
+    pub replicas: Gauge,
     /// 1 while calls may come.
     pub ready: Gauge,
 }
@@ -96,6 +98,8 @@ impl Metrics {
         registry.register("unknown_domain", "Calls for a domain that no rules are loaded for", unknown_domains.clone());
         let ready = Gauge::default();
         registry.register("ready", "Whether calls may come: rules are loaded, the store answers, no shutdown", ready.clone());
+        let replicas = Gauge::default();
+        registry.register("replicas", "How many replicas share a limit decided locally while the store is away", replicas.clone());
         Metrics {
             rules,
             unknown_domains,
@@ -105,6 +109,7 @@ impl Metrics {
             reloads: Reloads::new(&mut registry),
             memory: Memory::new(&mut registry, ""),
             fallback_memory: Memory::new(&mut registry, "fallback_"),
+            replicas,
             ready,
             registry,
         }
