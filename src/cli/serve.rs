@@ -1,9 +1,11 @@
 //! `weir serve`.
 
+use std::io::Write as _;
+
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::welcome;
-use crate::server::Server;
+use crate::server::{Addresses, Server};
 use crate::settings::{Given, LogFormat, Settings};
 use crate::telemetry::logs;
 
@@ -17,7 +19,15 @@ pub(super) fn run(given: &Given) -> anyhow::Result<()> {
         let mut hang_up = signal(SignalKind::hangup())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let server = Server::start(settings.clone()).await?;
-        print!("{}", welcome::text(&settings, server.addresses, &server.shared.rules()));
+        let Addresses { grpc, http, admin } = server.addresses;
+        match settings.log.format {
+            LogFormat::Json => tracing::info!(%grpc, %http, %admin, "listening"),
+            LogFormat::Text => {
+                let text = welcome::text(&settings, server.addresses, &server.shared.rules());
+                // Nobody may be listening.
+                let _ = std::io::stdout().write_all(text.as_bytes());
+            }
+        }
         loop {
             tokio::select! {
                 _ = hang_up.recv() => server.reload(),
