@@ -14,7 +14,7 @@ pub(super) fn run(given: &Given) -> anyhow::Result<()> {
     let settings = Settings::resolve(given, &|variable| std::env::var(variable).ok())?;
     logs::start(settings.log.filter(), settings.log.format == LogFormat::Json);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let served: anyhow::Result<()> = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hang_up = signal(SignalKind::hangup())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -41,5 +41,8 @@ pub(super) fn run(given: &Given) -> anyhow::Result<()> {
             _ = interrupt.recv() => tracing::warn!("told to stop twice: calls in flight are cut"),
         }
         Ok(())
-    })
+    });
+    // What was cut off is not waited for.
+    runtime.shutdown_background();
+    served
 }
