@@ -194,10 +194,12 @@ impl<S: Store> Limiter<S> {
         };
         let mut decision = decision::decide(domain, &plan, &outcomes, settings.plan.shadow);
         decision.degraded = degraded;
-        if decision.hold > 0 {
-            tokio::time::sleep(Duration::from_micros(decision.hold)).await;
+        // Boxed before it waits, so that a call under way does not keep room for it.
+        let decided = Box::new(Decided { decision, loaded: Some(loaded), overrides: plan.overrides });
+        if decided.decision.hold > 0 {
+            tokio::time::sleep(Duration::from_micros(decided.decision.hold)).await;
         }
-        Answer::Decided(Box::new(Decided { decision, loaded: Some(loaded), overrides: plan.overrides }))
+        Answer::Decided(decided)
     }
 
     fn count(&self, answer: &Answer) {

@@ -11,6 +11,7 @@ use in_process::{descriptor, request};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use weir::api::AnswerSettings;
+use weir::api::convert;
 use weir::api::proto::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::RateLimitOverride;
 use weir::api::proto::envoy::service::ratelimit::v3::rate_limit_response::{DescriptorStatus, RateLimit};
 use weir::api::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
@@ -52,7 +53,7 @@ impl Asked {
     }
 
     async fn ask(&self, message: &RateLimitRequest) -> RateLimitResponse {
-        self.rls.answer(message, Instant::now(), None).await.expect("an answer")
+        self.rls.answer(&convert::request(message), Instant::now(), None).await.expect("an answer")
     }
 
     async fn nth(&self, times: usize, message: &RateLimitRequest) -> RateLimitResponse {

@@ -85,7 +85,7 @@ impl<S: Store> Asked for Direct<S> {
         let arrival = Instant::now();
         match self.limiter.decide(&convert::request(message), arrival, None).await {
             Answer::Decided(decided) => {
-                let response = convert::response(&decided, message, &self.answers, arrival);
+                let response = convert::response(&decided, &convert::request(message), &self.answers, arrival);
                 let limited_by = decided.decision.limited_by.and_then(|place| decided.decision.statuses[place].rule);
                 let limited_by = decided.domain().zip(limited_by).map(|(domain, rule)| domain.rule(rule).label().to_owned());
                 Ok(Seen { response, decision: Some(Decided { limited_by, delay: decided.decision.delay }) })

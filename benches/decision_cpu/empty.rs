@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use weir::api::proto::envoy::service::ratelimit::v3::rate_limit_response::Code;
@@ -31,7 +32,7 @@ pub(crate) fn serve(threads: usize) -> Result<()> {
         println!("{}", listener.local_addr()?);
         std::io::stdout().flush()?;
         let drain = Drain::new();
-        let service = || RateLimitServiceServer::new(Empty);
+        let service = || TowerToHyperService::new(RateLimitServiceServer::new(Empty));
         let serving = Serving { service, max_age: Duration::from_secs(300), draining: drain.draining() };
         let mut threads = Threads::start(threads, serving)?;
         let room = Arc::new(Semaphore::new(1_000));

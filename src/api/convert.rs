@@ -40,14 +40,14 @@ fn descriptor(message: &RateLimitDescriptor) -> Descriptor<'_> {
 }
 
 /// The answer to a call that came in at `arrival`.
-pub fn response(decided: &Decided, message: &RateLimitRequest, settings: &AnswerSettings, arrival: Instant) -> RateLimitResponse {
+pub fn response(decided: &Decided, request: &Request<'_>, settings: &AnswerSettings, arrival: Instant) -> RateLimitResponse {
     let decision = &decided.decision;
     let statuses = decision.statuses.iter();
     let mut response = RateLimitResponse {
         overall_code: code(decision.code),
         statuses: statuses.map(|status| descriptor_status(status, decided.domain(), &decided.overrides)).collect(),
         response_headers_to_add: headers::headers(decided, settings, arrival),
-        dynamic_metadata: metadata::metadata(decided, message, settings),
+        dynamic_metadata: metadata::metadata(decided, request, settings),
         ..RateLimitResponse::default()
     };
     if let Some((content_type, body)) = headers::problem(decided) {

@@ -16,7 +16,7 @@ use tonic::Code;
 
 use super::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse, rate_limit_response};
 use super::rls::{MAX_MESSAGE, Rls};
-use super::{DESCRIPTOR_SET, headers};
+use super::{DESCRIPTOR_SET, convert, headers};
 use crate::store::Store;
 
 /// What JSON says, and what it is turned into.
@@ -42,7 +42,7 @@ async fn answer<S: Store + 'static>(State(service): State<Arc<Service<S>>>, body
         Ok(request) => request,
         Err(reason) => return problem(StatusCode::BAD_REQUEST, &reason),
     };
-    match service.rls.answer(&request, arrival, None).await {
+    match service.rls.answer(&convert::request(&request), arrival, None).await {
         Ok(response) => {
             let is_over = response.overall_code == rate_limit_response::Code::OverLimit as i32;
             let status = if is_over { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::OK };

@@ -9,21 +9,20 @@ use prost_types::{ListValue, Struct, Value};
 
 use super::AnswerSettings;
 use super::headers::Told;
-use super::proto::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
-use super::proto::envoy::service::ratelimit::v3::RateLimitRequest;
 use super::proto::envoy::r#type::v3::RateLimitUnit;
 use crate::limiter::Decided;
 use crate::rules::decision::{Code, Status};
 use crate::rules::plan::Source;
+use crate::rules::request::{Descriptor, Request};
 use crate::rules::{Domain, Rule};
 
 type Fields = BTreeMap<String, Value>;
 
 /// The metadata of an answer; `None` when there is nothing to say.
-pub(super) fn metadata(decided: &Decided, message: &RateLimitRequest, settings: &AnswerSettings) -> Option<Struct> {
+pub(super) fn metadata(decided: &Decided, asked: &Request<'_>, settings: &AnswerSettings) -> Option<Struct> {
     let mut fields = Fields::new();
     if settings.dynamic_metadata {
-        request(&mut fields, message);
+        request(&mut fields, asked);
         if let Some(domain) = decided.domain() {
             passed(&mut fields, domain, &decided.decision.statuses);
         }
@@ -57,26 +56,26 @@ fn told(fields: &mut Fields, decided: &Decided) {
 }
 
 /// What was asked.
-fn request(fields: &mut Fields, message: &RateLimitRequest) {
-    fields.insert("domain".to_owned(), string(readable(&message.domain)));
-    fields.insert("descriptors".to_owned(), list(message.descriptors.iter().map(descriptor)));
-    if message.hits_addend != 0 {
-        fields.insert("hitsAddend".to_owned(), number(u64::from(message.hits_addend)));
+fn request(fields: &mut Fields, asked: &Request<'_>) {
+    fields.insert("domain".to_owned(), string(readable(asked.domain)));
+    fields.insert("descriptors".to_owned(), list(asked.descriptors.iter().map(descriptor)));
+    if asked.hits_addend != 0 {
+        fields.insert("hitsAddend".to_owned(), number(u64::from(asked.hits_addend)));
     }
 }
 
-fn descriptor(message: &RateLimitDescriptor) -> Value {
+fn descriptor(asked: &Descriptor<'_>) -> Value {
     let entry = |key: &[u8], value: &[u8]| string(format!("{}={}", readable(key), readable(value)));
     let mut fields = Fields::new();
-    fields.insert("entries".to_owned(), list(message.entries.iter().map(|one| entry(&one.key, &one.value))));
-    if let Some(limit) = &message.limit {
+    fields.insert("entries".to_owned(), list(asked.entries.iter().map(|one| entry(one.key, one.value))));
+    if let Some(limit) = &asked.limit {
         let unit =
             RateLimitUnit::try_from(limit.unit).map_or_else(|_| limit.unit.to_string(), |unit| unit.as_str_name().to_owned());
         let multiplier = limit.unit_multiplier.map(|by| format!(" unit_multiplier:{{value:{by}}}")).unwrap_or_default();
         let text = format!("requests_per_unit:{} unit:{unit}{multiplier}", limit.requests_per_unit);
         fields.insert("limit".to_owned(), string(text));
     }
-    if let Some(hits) = message.hits_addend {
+    if let Some(hits) = asked.hits {
         fields.insert("hitsAddend".to_owned(), number(hits));
     }
     structure(fields)

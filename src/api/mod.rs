@@ -1,6 +1,7 @@
 //! What callers speak: Envoy's gRPC service, and the same messages as JSON. The only place that knows the protocol's types.
 
 pub mod convert;
+mod decode;
 pub mod headers;
 pub mod json;
 mod metadata;

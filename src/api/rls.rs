@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,9 +11,10 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Body as HttpBody, BoxFuture, StdError};
 
-use super::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
-use super::{AnswerSettings, convert, unary};
+use super::proto::envoy::service::ratelimit::v3::RateLimitResponse;
+use super::{AnswerSettings, convert, decode, unary};
 use crate::limiter::{Answer, Limiter};
+use crate::rules::request::Request;
 use crate::store::Store;
 
 /// The service's full name.
@@ -33,13 +33,13 @@ pub struct Rls<S> {
 }
 
 impl<S: Store> Rls<S> {
-    /// Answers a message that came in at `arrival` from a caller that waits for `patience`.
+    /// Answers a request that came in at `arrival` from a caller that waits for `patience`.
     ///
     /// # Errors
     /// DEADLINE_EXCEEDED, and nothing counted, for a caller that has gone already; INVALID_ARGUMENT for a message that makes no sense, UNAVAILABLE when nothing can be said.
     pub async fn answer(
         &self,
-        message: &RateLimitRequest,
+        request: &Request<'_>,
         arrival: Instant,
         patience: Option<Duration>,
     ) -> Result<RateLimitResponse, Status> {
@@ -47,8 +47,8 @@ impl<S: Store> Rls<S> {
             self.limiter.shared().metrics().errors.deadline_passed.inc();
             return Err(Status::deadline_exceeded("the call's deadline had passed before it was looked at"));
         }
-        match self.limiter.decide(&convert::request(message), arrival, patience).await {
-            Answer::Decided(decided) => Ok(convert::response(&decided, message, &self.answers, arrival)),
+        match self.limiter.decide(request, arrival, patience).await {
+            Answer::Decided(decided) => Ok(convert::response(&decided, request, &self.answers, arrival)),
             Answer::Invalid(reason) => Err(Status::invalid_argument(reason)),
             Answer::Unavailable(reason) => Err(Status::unavailable(reason)),
         }
@@ -76,31 +76,33 @@ impl<S> Clone for RlsService<S> {
     }
 }
 
-impl<S, B> tower::Service<http::Request<B>> for RlsService<S>
-where
-    S: Store + 'static,
-    B: HttpBody<Data = Bytes> + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Self::Error>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+impl<S: Store + 'static> RlsService<S> {
+    /// Answers one call, from its HTTP/2 request on.
+    pub fn call<B>(&self, request: http::Request<B>) -> BoxFuture<http::Response<Body>, Infallible>
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<StdError> + Send + 'static,
+    {
         let (arrival, patience) = (Instant::now(), patience(request.headers()));
-        let rls = self.0.clone();
-        Box::pin(async move {
-            let answer = match unary::read(request.into_body(), MAX_MESSAGE).await {
-                Ok(message) => rls.answer(&message, arrival, patience).await,
-                Err(status) => Err(status),
-            };
-            Ok(unary::respond(answer))
-        })
+        let (rls, body) = (self.0.clone(), request.into_body());
+        Box::pin(async move { Ok(unary::respond(answer(&rls, body, arrival, patience).await)) })
     }
+}
+
+async fn answer<S: Store, B>(
+    rls: &Rls<S>,
+    body: B,
+    arrival: Instant,
+    patience: Option<Duration>,
+) -> Result<RateLimitResponse, Status>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<StdError>,
+{
+    let message = unary::read(body, MAX_MESSAGE).await?;
+    let request = decode::request(&message);
+    let request = request.map_err(|error| Status::internal(format!("the message cannot be decoded: {error}")))?;
+    rls.answer(&request, arrival, patience).await
 }
 
 /// How long the caller waits: the `grpc-timeout` header. One that makes no sense says nothing.

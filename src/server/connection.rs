@@ -8,13 +8,12 @@ use std::time::Duration;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
+use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tonic::body::Body;
 use tonic::codegen::StdError;
-use tower::Service;
 
 use super::drain::Draining;
 
@@ -32,7 +31,7 @@ pub const GRACE: Duration = Duration::from_secs(30);
 /// Serves one connection until the peer closes it, it is too old, or the server drains.
 pub async fn serve_connection<S>(stream: TcpStream, service: S, max_age: Duration, mut draining: Draining)
 where
-    S: Service<Request<Incoming>, Response = Response<Body>> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>> + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Into<StdError>,
 {
@@ -43,7 +42,7 @@ where
         () = draining.begun() => return,
     }
     let io = TokioIo::new(stream);
-    let mut connection = pin!(builder().serve_connection(io, TowerToHyperService::new(service)));
+    let mut connection = pin!(builder().serve_connection(io, service));
     tokio::select! {
         biased;
         ended = &mut connection => return closed(ended),

@@ -2,10 +2,10 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use http::Request;
 use hyper::body::Incoming;
+use hyper::service::Service;
 use tonic::body::Body;
 use tonic::codegen::BoxFuture;
 use tonic::service::Routes;
@@ -48,20 +48,16 @@ pub fn other_services(health: HealthServer<impl Health>) -> Routes {
         .prepare()
 }
 
-impl<S: Store + 'static> tower::Service<Request<Incoming>> for GrpcService<S> {
+impl<S: Store + 'static> Service<Request<Incoming>> for GrpcService<S> {
     type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = BoxFuture<Self::Response, Infallible>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
         if RlsService::<S>::serves(request.uri().path()) {
             return self.rls.call(request);
         }
         let mut others = Routes::clone(&self.others);
-        Box::pin(others.call(request))
+        Box::pin(tower::Service::call(&mut others, request))
     }
 }

@@ -6,13 +6,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hyper::body::Incoming;
+use hyper::service::Service;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 use tonic::body::Body;
 use tonic::codegen::StdError;
-use tower::Service;
 
 use super::connection::serve_connection;
 use super::drain::Draining;
