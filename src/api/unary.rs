@@ -3,6 +3,7 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -16,10 +17,15 @@ use tonic::codegen::StdError;
 /// What stands before a message: whether it is compressed, and four bytes of length.
 const PREFIX: usize = 5;
 
+/// What all messages of this process that have not come whole may hold: each is small, but a peer may begin thousands.
+const MAX_UNFINISHED: usize = 64 << 20;
+static UNFINISHED: AtomicUsize = AtomicUsize::new(0);
+
 /// Reads a call's message, of at most `longest` bytes.
 ///
 /// # Errors
-/// For a body that is not exactly one uncompressed message of that length, and one that breaks off.
+/// For a body that is not exactly one uncompressed message of that length, and one that breaks off; RESOURCE_EXHAUSTED when too
+/// many have begun and not ended.
 pub(super) async fn read<B>(body: B, longest: usize) -> Result<Bytes, Status>
 where
     B: HttpBody<Data = Bytes>,
@@ -48,6 +54,30 @@ struct Whole {
     rest: BytesMut,
     /// With its prefix; 0 while that is not known.
     length: usize,
+    unfinished: Unfinished,
+}
+
+/// A message's part in [`UNFINISHED`], given back when it is dropped.
+#[derive(Default)]
+struct Unfinished(usize);
+
+impl Unfinished {
+    fn grow_to(&mut self, length: usize) -> Result<(), Status> {
+        let more = length.saturating_sub(self.0);
+        self.0 += more;
+        if UNFINISHED.fetch_add(more, Ordering::Relaxed) + more > MAX_UNFINISHED {
+            return Err(Status::resource_exhausted("too many messages have begun and not ended"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if self.0 > 0 {
+            UNFINISHED.fetch_sub(self.0, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Whole {
@@ -73,7 +103,7 @@ impl Whole {
         if self.length > 0 && self.bytes().len() > self.length {
             return Err(Status::internal("more than one message in a call that takes one"));
         }
-        Ok(())
+        if self.is_complete() { Ok(()) } else { self.unfinished.grow_to(self.bytes().len()) }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -186,6 +216,24 @@ mod tests {
         for (pieces, expected) in cases {
             assert_eq!(read_pieces(pieces).await, Err(expected), "{pieces:?}");
         }
+    }
+
+    #[test]
+    fn what_is_begun_and_not_ended_is_bounded_and_given_back() {
+        const LENGTH: usize = 4 << 20;
+        let mut most = BytesMut::from(&b"\0\x00\x40\0\0"[..]);
+        most.resize(LENGTH, 0);
+        let most = most.freeze();
+        let mut begun: Vec<Whole> = Vec::new();
+        let refused = loop {
+            begun.push(Whole::default());
+            if let Some(Err(refused)) = begun.last_mut().map(|whole| whole.add(most.clone(), LENGTH)) {
+                break refused;
+            }
+        };
+        assert_eq!((refused.code(), begun.len()), (Code::ResourceExhausted, MAX_UNFINISHED / LENGTH + 1));
+        begun.truncate(1);
+        assert!(Whole::default().add(most, LENGTH).is_ok());
     }
 
     #[tokio::test]

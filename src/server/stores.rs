@@ -21,6 +21,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const SWEEP: Duration = Duration::from_secs(1);
 /// How often it is looked whether Redis is still connected, for readiness without calls.
 const LOOK: Duration = Duration::from_secs(1);
+/// Looks in a row that Redis leaves unanswered before it counts as away: one may just have been slow.
+const UNANSWERED: u32 = 3;
 /// How often a replica says that it is alive, for the others to know what their share is.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -120,12 +122,19 @@ impl Stores {
 }
 
 impl RedisStores {
-    /// Ready when Redis has answered and knows the script, and the breaker lets calls through.
+    /// Ready when Redis answers and knows the script, and the breaker lets calls through. It is asked even when no calls come, so
+    /// that a server that nobody uses yet tells the truth too.
     async fn watch(&self, store: &RedisStore, readiness: &Readiness) {
         store.ready().await;
         let mut open = self.breaker.watch();
+        let mut unanswered = 0;
         loop {
-            readiness.set_store_ready(store.is_ready() && !*open.borrow_and_update());
+            unanswered = match store.probe().await {
+                Ok(()) => 0,
+                Err(StoreError::Timeout) => unanswered + 1,
+                Err(_) => UNANSWERED,
+            };
+            readiness.set_store_ready(unanswered < UNANSWERED && !*open.borrow_and_update());
             tokio::select! {
                 changed = open.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(LOOK) => {}
