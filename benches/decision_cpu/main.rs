@@ -30,6 +30,9 @@ struct Options {
     /// Seconds that one turn is measured for, after a fifth of it to warm up.
     #[arg(long, default_value = "2")]
     seconds: f64,
+    /// Different counters that are asked for.
+    #[arg(long, default_value = "1000")]
+    keys: u32,
     /// Only servers whose name contains this, and the empty handler.
     #[arg(long, default_value = "")]
     only: String,
@@ -48,7 +51,7 @@ struct Options {
 enum Part {
     /// One server thread on one core: CPU per decision.
     OneCore,
-    /// Two server threads on two cores: CPU per decision, and how evenly it is spread.
+    /// Twice the threads, connections and cores: CPU per decision, and how evenly it is spread.
     TwoCores,
     /// One call at a time: latency.
     OneCall,
@@ -63,7 +66,7 @@ fn main() -> Result<()> {
         return evalsha::time(address, Duration::from_secs_f64(options.seconds));
     }
     let is_wanted = |part| options.part.is_empty() || options.part.contains(&part);
-    let turns = parts::Turns::new(options.rounds, options.seconds, options.only.clone());
+    let turns = parts::Turns { rounds: options.rounds, seconds: options.seconds, keys: options.keys, only: options.only.clone() };
     if is_wanted(Part::OneCore) {
         parts::one_core(&turns)?;
     }

@@ -19,16 +19,22 @@ const REDIS: &str = "Redis, fixed window";
 const REDIS_TWO: &str = "Redis, two descriptors";
 const REDIS_BUCKET: &str = "Redis, token bucket";
 
-/// How often and how long.
+/// How often, how long, and on how many counters.
 pub(crate) struct Turns {
-    rounds: usize,
-    seconds: f64,
-    only: String,
+    pub(crate) rounds: usize,
+    pub(crate) seconds: f64,
+    pub(crate) keys: u32,
+    /// Of contenders' names.
+    pub(crate) only: String,
 }
 
 impl Turns {
-    pub(crate) fn new(rounds: usize, seconds: f64, only: String) -> Turns {
-        Turns { rounds, seconds, only }
+    fn load(&self) -> Load {
+        Load { seconds: self.seconds, keys: self.keys, ..Load::default() }
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        name == EMPTY || name.contains(&self.only)
     }
 }
 
@@ -41,8 +47,8 @@ struct Servers {
 }
 
 impl Servers {
-    fn start(cores: &str, threads: usize) -> Result<Servers> {
-        let redis = servers::redis(LOADER_CORE)?;
+    fn start(cores: &str, threads: usize, redis_cores: &str) -> Result<Servers> {
+        let redis = servers::redis(redis_cores)?;
         Ok(Servers {
             empty: servers::empty(cores, threads)?,
             memory: servers::weir(cores, threads, None)?,
@@ -68,7 +74,7 @@ impl Servers {
         let mut all: BTreeMap<&'static str, Numbers> = BTreeMap::new();
         for _ in 0..turns.rounds {
             for (name, server, descriptors, redis) in self.contenders() {
-                if name == EMPTY || name.contains(&turns.only) {
+                if turns.wants(name) {
                     let report = servers::load(server, &Load { descriptors, redis, ..load.clone() })?;
                     ensure!(report.grpc_status.keys().eq(["OK"]), "{name}: {:?} {:?}", report.grpc_status, report.errors);
                     all.entry(name).or_default().push(&report);
@@ -121,7 +127,7 @@ fn compare(all: &BTreeMap<&str, Numbers>, (one, other): (&str, &str), print: imp
 
 pub(crate) fn one_core(turns: &Turns) -> Result<()> {
     table::title("One server thread on one core, 4 connections with 32 calls in flight on each");
-    let all = Servers::start(SERVER_CORE, 1)?.measure(turns, &Load { seconds: turns.seconds, ..Load::default() })?;
+    let all = Servers::start(SERVER_CORE, 1, LOADER_CORE)?.measure(turns, &turns.load())?;
     for (name, numbers) in &all {
         numbers.print(name);
     }
@@ -143,37 +149,42 @@ pub(crate) fn one_core(turns: &Turns) -> Result<()> {
     Ok(())
 }
 
+/// What runs on one core (a server thread, half of the load, Redis) and twice that on two: each core has the same to do.
 pub(crate) fn two_cores(turns: &Turns) -> Result<()> {
-    table::title("Two server threads on two cores (which the loader and Redis share), beside one thread on one");
-    let load = Load { seconds: turns.seconds, cores: BOTH_CORES, ..Load::default() };
-    let (one, two) = (Servers::start(SERVER_CORE, 1)?, Servers::start(BOTH_CORES, 2)?);
-    let (mut of_one, mut of_two): (BTreeMap<&str, Numbers>, BTreeMap<&str, Numbers>) = Default::default();
+    table::title("Twice the server threads, connections and loading threads on two cores as on one");
+    let single = Servers::start(SERVER_CORE, 1, SERVER_CORE)?;
+    let double = Servers::start(BOTH_CORES, 2, BOTH_CORES)?;
+    let of_single = Load { connections: 2, cores: SERVER_CORE, ..turns.load() };
+    let of_double = Load { threads: 2, cores: BOTH_CORES, ..turns.load() };
+    let (mut one, mut two): (BTreeMap<&str, Numbers>, BTreeMap<&str, Numbers>) = Default::default();
     for _ in 0..turns.rounds {
-        for (single, double) in one.contenders().into_iter().zip(two.contenders()) {
-            let name = single.0;
-            if ![EMPTY, MEMORY, REDIS].contains(&name) || name != EMPTY && !name.contains(&turns.only) {
-                continue;
-            }
-            for (all, (_, server, descriptors, redis), cores) in
-                [(&mut of_one, single, LOADER_CORE), (&mut of_two, double, BOTH_CORES)]
-            {
-                let report = servers::load(server, &Load { descriptors, redis, cores, ..load.clone() })?;
+        let contenders = single.contenders().into_iter().zip(double.contenders());
+        for (a, b) in contenders.filter(|(a, _)| [EMPTY, MEMORY, REDIS].contains(&a.0) && turns.wants(a.0)) {
+            for (all, (name, server, descriptors, redis), load) in [(&mut one, a, &of_single), (&mut two, b, &of_double)] {
+                let report = servers::load(server, &Load { descriptors, redis, ..load.clone() })?;
                 all.entry(name).or_default().push(&report);
             }
         }
     }
-    for (name, numbers) in &of_two {
+    for (name, numbers) in &two {
         numbers.print(name);
         number(&format!("{name}: the less busy thread's share"), &numbers.lesser_share, "%");
-        target(&format!("{name}: two cores, times one core"), &numbers.cpu.ratio(&of_one[name].cpu), "", 1.0);
+        number(&format!("{name}: on one core, server CPU per decision"), &one[name].cpu, "µs");
+    }
+    table::title("Against the targets");
+    let dearer = |name: &str| two[name].cpu.ratio(&one[name].cpu);
+    number("empty handler: two cores, times one core", &dearer(EMPTY), "");
+    for name in two.keys().filter(|name| **name != EMPTY) {
+        number(&format!("{name}: two cores, times one core"), &dearer(name), "");
+        target(&format!("{name}: the same, times the empty handler's"), &dearer(name).ratio(&dearer(EMPTY)), "", 1.0);
     }
     Ok(())
 }
 
 pub(crate) fn one_call(turns: &Turns) -> Result<()> {
     table::title("One call at a time");
-    let servers = Servers::start(SERVER_CORE, 1)?;
-    let load = Load { connections: 1, in_flight: 1, seconds: turns.seconds, ..Load::default() };
+    let servers = Servers::start(SERVER_CORE, 1, LOADER_CORE)?;
+    let load = Load { connections: 1, in_flight: 1, ..turns.load() };
     let mut script = Series::default();
     let (mut empty, mut memory, mut redis) = (Series::default(), Series::default(), Series::default());
     for _ in 0..turns.rounds {

@@ -15,8 +15,6 @@ pub(crate) const BOTH_CORES: &str = "0,1";
 
 /// How long a process may take to answer for the first time.
 const START: Duration = Duration::from_secs(10);
-/// Different values of `{}` in descriptors.
-const KEYS: &str = "10000";
 const WEIR: &str = env!("CARGO_BIN_EXE_weir");
 
 const RULES: &str = "\
@@ -126,8 +124,11 @@ pub(crate) fn weir(cores: &str, threads: usize, redis: Option<&Process>) -> Resu
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
     pub(crate) descriptors: &'static [&'static str],
+    /// Different values of `{}` in descriptors.
+    pub(crate) keys: u32,
     pub(crate) connections: usize,
     pub(crate) in_flight: usize,
+    pub(crate) threads: usize,
     pub(crate) seconds: f64,
     pub(crate) redis: Option<u32>,
     pub(crate) cores: &'static str,
@@ -135,14 +136,24 @@ pub(crate) struct Load {
 
 impl Default for Load {
     fn default() -> Load {
-        Load { descriptors: &["user_id=u{}"], connections: 4, in_flight: 32, seconds: 1.0, redis: None, cores: LOADER_CORE }
+        Load {
+            descriptors: &["user_id=u{}"],
+            keys: 1,
+            connections: 4,
+            in_flight: 32,
+            threads: 1,
+            seconds: 1.0,
+            redis: None,
+            cores: LOADER_CORE,
+        }
     }
 }
 
 /// Runs `weir bench`.
 pub(crate) fn load(server: &Process, load: &Load) -> Result<Report> {
     let mut command = on_cores(load.cores, Path::new(WEIR));
-    command.args(["bench", "--json", "--domain", "bench", "--keys", KEYS, "--target", &server.address]);
+    command.args(["bench", "--json", "--domain", "bench", "--target", &server.address]);
+    command.args(["--keys", &load.keys.to_string(), "--threads", &load.threads.to_string()]);
     command.args(["--pid", &server.pid().to_string()]);
     for descriptor in load.descriptors {
         command.args(["--descriptor", descriptor]);
