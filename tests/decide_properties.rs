@@ -141,6 +141,11 @@ proptest! {
     }
 
     #[test]
+    fn a_plain_take_alone_is_decided_as_among_others((check, state) in met_checks().prop_filter("plain", |(check, _)| check.is_plain())) {
+        prop_assert_eq!(check.decide_alone(state.as_ref(), NOW), decide(&[check], &[state.as_ref()], NOW, false).remove(0));
+    }
+
+    #[test]
     fn a_block_is_set_by_an_enforced_take_without_room_alone(met in proptest::collection::vec(met_checks(), 1..7)) {
         let counted = |check: &Check| check.limit.algorithm() != Algorithm::Penalty;
         let mut checks: Vec<Check> = met.into_iter().map(|(check, _)| check).filter(counted).collect();

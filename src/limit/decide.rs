@@ -61,6 +61,19 @@ pub struct Resolved {
     pub write: Option<(State, Micros)>,
 }
 
+impl Check {
+    /// Whether it is stored just as it steps when it is the only check of its request.
+    pub fn is_plain(&self) -> bool {
+        self.operation == Operation::Take && self.charge == Charge::Admitted && self.limit.algorithm() != Algorithm::Penalty
+    }
+
+    /// What [`decide`] says of a plain check that is alone in a request which is not refused beforehand; most requests are that.
+    pub fn decide_alone(&self, state: Option<&State>, now: Micros) -> Resolved {
+        let step = self.limit.step(state, now, self.cost, self.max_delay);
+        Resolved { outcome: step.outcome, write: step.next.map(|next| (next, step.ttl)) }
+    }
+}
+
 /// Decides the checks of one request over their stored states, in order. `refused` is set when the request is refused whatever
 /// the checks say (a `deny` rule). A refund is applied at once, so the caller resolves refunds before it reads the states of
 /// checks on the same counters.

@@ -109,14 +109,15 @@ pub fn key(domain_prefix: &[u8], entries: &[u8], shape_suffix: &[u8]) -> Key {
 fn escape(text: &mut EntriesText, part: &[u8], is_key: bool) {
     let start = text.len();
     let kept = if part.len() > MAX_PART { &part[..CUT] } else { part };
-    for &byte in kept {
-        let special = matches!(byte, b'%' | b'|' | b'{' | b'}') || is_key && matches!(byte, b'=' | b'~');
-        if special {
-            text.extend_from_slice(format!("%{byte:02X}").as_bytes());
-        } else {
-            text.push(byte);
-        }
+    let is_special = |byte: u8| matches!(byte, b'%' | b'|' | b'{' | b'}') || is_key && matches!(byte, b'=' | b'~');
+    let mut rest = kept;
+    // Nearly always there is nothing to escape.
+    while let Some(at) = rest.iter().position(|&byte| is_special(byte)) {
+        text.extend_from_slice(&rest[..at]);
+        text.extend_from_slice(format!("%{:02X}", rest[at]).as_bytes());
+        rest = &rest[at + 1..];
     }
+    text.extend_from_slice(rest);
     if part.len() > MAX_PART {
         text.extend_from_slice(b"%#");
         text.extend_from_slice(&digest_of(part));
