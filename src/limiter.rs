@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -31,8 +32,13 @@ const RETRY_AFTER_DEGRADED: RetryAfter = RetryAfter::In(SECOND);
 /// Decides requests by the rules that are loaded. One per server thread, sharing rules and fallback.
 pub struct Limiter<S> {
     shared: Arc<Shared>,
+    held: Mutex<Held>,
     store: S,
 }
+
+/// A thread's own hold on the rules in force, taken anew at the first request after a reload. A request holds this one: a count of
+/// references that all threads change would cost more, the more threads there are.
+type Held = Arc<Arc<InForce>>;
 
 /// What all threads share.
 pub struct Shared {
@@ -67,8 +73,8 @@ pub enum Answer {
 #[derive(Debug)]
 pub struct Decided {
     pub decision: Decision,
-    /// `None`: an unknown domain.
-    loaded: Option<Arc<LoadedDomain>>,
+    /// Where the domain is in the rules in force; `None`: it is unknown.
+    loaded: Option<(Held, usize)>,
     /// The limits that came with the request.
     pub overrides: Vec<RuleLimit>,
 }
@@ -76,15 +82,21 @@ pub struct Decided {
 impl Decided {
     /// `None`: an unknown domain.
     pub fn domain(&self) -> Option<&Domain> {
-        self.loaded.as_deref().map(|loaded| &*loaded.domain)
+        self.loaded().map(|loaded| &*loaded.domain)
+    }
+
+    fn loaded(&self) -> Option<&LoadedDomain> {
+        self.loaded.as_ref().map(|(held, place)| &held.domains[*place])
     }
 }
 
 /// Rules in force, each domain with what its decisions are counted by.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct InForce {
     rules: Arc<RuleSet>,
-    domains: HashMap<Box<[u8]>, Arc<LoadedDomain>, RandomState>,
+    domains: Vec<LoadedDomain>,
+    /// By name.
+    places: HashMap<Box<[u8]>, usize, RandomState>,
 }
 
 #[derive(Debug)]
@@ -109,12 +121,10 @@ impl Shared {
     pub fn load(&self, rules: RuleSet) {
         let labels = rules.domains.values().map(|domain| (&*domain.name, domain.rules.iter().map(Rule::label)));
         let counters = self.metrics.rules.load(labels);
-        let loaded = rules.domains.iter().zip(counters).map(|((name, domain), counters)| {
-            let loaded = LoadedDomain { domain: domain.clone(), counters };
-            (name.clone(), Arc::new(loaded))
-        });
-        let domains = loaded.collect();
-        self.in_force.store(Arc::new(InForce { rules: Arc::new(rules), domains }));
+        let with_counters = rules.domains.values().zip(counters);
+        let domains = with_counters.map(|(domain, counters)| LoadedDomain { domain: domain.clone(), counters }).collect();
+        let places = rules.domains.keys().cloned().zip(0..).collect();
+        self.in_force.store(Arc::new(InForce { rules: Arc::new(rules), domains, places }));
     }
 
     pub fn metrics(&self) -> &Arc<Metrics> {
@@ -135,7 +145,7 @@ impl Shared {
 
 impl<S: Store> Limiter<S> {
     pub fn new(shared: Arc<Shared>, store: S) -> Limiter<S> {
-        Limiter { shared, store }
+        Limiter { shared, held: Mutex::default(), store }
     }
 
     pub fn shared(&self) -> &Arc<Shared> {
@@ -157,17 +167,14 @@ impl<S: Store> Limiter<S> {
         if let Err(reason) = well_formed(request) {
             return Answer::Invalid(reason);
         }
-        let (loaded, revision) = {
-            let in_force = self.shared.in_force.load();
-            (in_force.domains.get(request.domain).cloned(), in_force.rules.revision)
-        };
-        if revision == 0 {
+        let held = self.held();
+        if held.rules.revision == 0 {
             return Answer::Unavailable("no rate limit configuration loaded".to_owned());
         }
-        let Some(loaded) = loaded else {
+        let Some(&place) = held.places.get(request.domain) else {
             return Answer::Decided(Box::new(Decided { decision: unknown_domain(request), loaded: None, overrides: Vec::new() }));
         };
-        let domain = &*loaded.domain;
+        let domain = &*held.domains[place].domain;
         let usable = patience.map(|patience| patience.saturating_sub(RETURN_TIME));
         let settings = self.shared.settings;
         let usable_micros = usable.map(|usable| u64::try_from(usable.as_micros()).unwrap_or(u64::MAX));
@@ -195,11 +202,20 @@ impl<S: Store> Limiter<S> {
         let mut decision = decision::decide(domain, &plan, &outcomes, settings.plan.shadow);
         decision.degraded = degraded;
         // Boxed before it waits, so that a call under way does not keep room for it.
-        let decided = Box::new(Decided { decision, loaded: Some(loaded), overrides: plan.overrides });
+        let decided = Box::new(Decided { decision, loaded: Some((held, place)), overrides: plan.overrides });
         if decided.decision.hold > 0 {
             tokio::time::sleep(Duration::from_micros(decided.decision.hold)).await;
         }
         Answer::Decided(decided)
+    }
+
+    fn held(&self) -> Held {
+        let in_force = self.shared.in_force.load();
+        let mut held = self.held.lock();
+        if !Arc::ptr_eq(&**held, &*in_force) {
+            *held = Arc::new(Arc::clone(&in_force));
+        }
+        held.clone()
     }
 
     fn count(&self, answer: &Answer) {
@@ -217,7 +233,7 @@ impl<S: Store> Limiter<S> {
 
     fn count_decided(&self, decided: &Decided) {
         let (metrics, decision) = (&self.shared.metrics, &decided.decision);
-        let Some(loaded) = &decided.loaded else {
+        let Some(loaded) = decided.loaded() else {
             metrics.unknown_domains.inc();
             return;
         };
