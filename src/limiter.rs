@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::limit::{Algorithm, Mode, Operation, Outcome, RetryAfter, SECOND};
 use crate::rules::decision::{self, Code, Decision, Degraded};
-use crate::rules::plan::{self, Plan, PlanSettings, Planned};
+use crate::rules::plan::{self, Moment, Plan, PlanSettings, Planned};
 use crate::rules::request::Request;
 use crate::rules::{Domain, OnStoreFailure, Rule, RuleLimit, RuleSet};
 use crate::store::memory::MemoryStore;
@@ -178,7 +178,8 @@ impl<S: Store> Limiter<S> {
         let usable = patience.map(|patience| patience.saturating_sub(RETURN_TIME));
         let settings = self.shared.settings;
         let usable_micros = usable.map(|usable| u64::try_from(usable.as_micros()).unwrap_or(u64::MAX));
-        let plan = match plan::plan(domain, request, settings.plan, usable_micros) {
+        let moment = Moment { now: self.shared.local.clock().now(), patience: usable_micros };
+        let plan = match plan::plan(domain, request, settings.plan, moment) {
             Ok(plan) => plan,
             Err(problem) => return Answer::Invalid(problem.to_string()),
         };
@@ -339,6 +340,7 @@ fn unknown_domain(request: &Request<'_>) -> Decision {
     let status = decision::Status {
         code: Code::Ok,
         rule: None,
+        tier: None,
         shadowed: false,
         unlimited: false,
         limits: SmallVec::new(),

@@ -160,7 +160,7 @@ fn most(limit: &Limit, ticks: u64) -> u64 {
         Algorithm::SlidingLog => limit.requests(),
         Algorithm::SlidingCounter => (2 * limit.requests()).saturating_sub(1),
         Algorithm::TokenBucket | Algorithm::LeakyBucket => limit.burst() + limit.requests() * ticks / limit.period(),
-        Algorithm::Penalty => unreachable!("admits by time alone"),
+        Algorithm::Penalty | Algorithm::Calendar => unreachable!("admits by time alone"),
     }
 }
 

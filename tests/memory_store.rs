@@ -10,7 +10,7 @@ use std::thread;
 use support::{NOW, descriptor, domain, fixed, limit, request, rule};
 use weir::limit::{Algorithm, Charge, Check, HOUR, MINUTE, Micros, Mode, Operation, SECOND, State};
 use weir::rules::key::{Key, Part, domain_prefix, entries, key};
-use weir::rules::plan::{PlanSettings, plan};
+use weir::rules::plan::{Moment, PlanSettings, plan};
 use weir::rules::{Rule, RuleLimit};
 use weir::store::memory::MemoryStore;
 use weir::store::{Clock, Group};
@@ -128,10 +128,10 @@ fn a_request_of_several_rules_is_decided_at_once() {
     let domain = domain(&[(&[("user", "")], Rule { limits, ..rule() }), (&[("ip", "")], fixed(60, HOUR))]);
     let store = MemoryStore::new(clock().0, 1_000);
     let both = request([descriptor(&[("user", "u")]), descriptor(&[("ip", "1")])]);
-    let group = plan(&domain, &both, PlanSettings::default(), None).expect("a plan").group;
+    let group = plan(&domain, &both, PlanSettings::default(), Moment::default()).expect("a plan").group;
     assert_eq!(allowed_at_once(&store, 3_000, |_| group.clone()), 50);
     let ip = request([descriptor(&[("ip", "1")])]);
-    let group = plan(&domain, &ip, PlanSettings::default(), None).expect("a plan").group;
+    let group = plan(&domain, &ip, PlanSettings::default(), Moment::default()).expect("a plan").group;
     assert_eq!(allowed_at_once(&store, 3_000, |_| group.clone()), 10, "the refused left no trace");
 }
 

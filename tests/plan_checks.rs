@@ -6,7 +6,7 @@ mod support;
 use support::{Trial, blocking, descriptor, domain, fixed, hits, limit, named, request, rule};
 use weir::limit::{Algorithm, Charge, DAY, HOUR, MINUTE, Micros, Mode, Operation, RetryAfter, SECOND, WEEK};
 use weir::rules::decision::Code;
-use weir::rules::plan::{Kind, Plan, PlanError, PlanSettings, Source, plan};
+use weir::rules::plan::{Kind, Moment, Plan, PlanError, PlanSettings, Source, plan};
 use weir::rules::request::{Descriptor, LimitOverride, Request};
 use weir::rules::{ChargeRule, Rule, RuleLimit};
 
@@ -227,8 +227,12 @@ mod overrides {
         let trial = Trial::new(&[]);
         let window = |unit, unit_multiplier| {
             let limit = Some(LimitOverride { requests_per_unit: 5, unit, unit_multiplier });
-            let planned =
-                plan(&trial.domain, &request([Descriptor { limit, ..descriptor(&[("a", "1")]) }]), PlanSettings::default(), None);
+            let planned = plan(
+                &trial.domain,
+                &request([Descriptor { limit, ..descriptor(&[("a", "1")]) }]),
+                PlanSettings::default(),
+                Moment::default(),
+            );
             planned.map(|plan| plan.group.checks[0].limit.window())
         };
         assert_eq!(window(1, None), Ok(SECOND));
@@ -246,7 +250,7 @@ mod overrides {
         for base in [Rule { allow: true, ..rule() }, Rule { deny: true, ..rule() }, fixed(1, MINUTE)] {
             let domain = domain(&[(&[("a", "")], base)]);
             let request = request([descriptor(&[("a", "1")]), overridden(1, 9, descriptor(&[("a", "2")]))]);
-            let refused = plan(&domain, &request, PlanSettings::default(), None).map(|plan| plan.verdict);
+            let refused = plan(&domain, &request, PlanSettings::default(), Moment::default()).map(|plan| plan.verdict);
             assert_eq!(refused, Err(PlanError::UnknownUnit { descriptor: 1, unit: 9 }));
         }
     }
@@ -297,7 +301,12 @@ mod blocks_and_waits {
     fn weir_waits_no_longer_than_the_rule_and_the_caller_do() {
         let max_delay = |max_wait, patience| {
             let trial = leaky(max_wait);
-            let planned = plan(&trial.domain, &request([descriptor(&[("a", "1")])]), PlanSettings::default(), patience);
+            let planned = plan(
+                &trial.domain,
+                &request([descriptor(&[("a", "1")])]),
+                PlanSettings::default(),
+                Moment { patience, ..Moment::default() },
+            );
             planned.expect("a plan").group.checks[0].max_delay
         };
         assert_eq!(max_delay(Some(500), Some(200)), Some(200));

@@ -125,22 +125,18 @@ impl Headers<'_> {
         let Some((limit, outcome)) = told.limit else { return };
         let mut policies = String::with_capacity(64);
         for policy in told.policies() {
-            if !policies.is_empty() {
-                policies.push_str(", ");
-            }
-            push_sf_string(&mut policies, &policy.policy);
-            push_parameter(&mut policies, ";q=", policy.limit.requests());
+            let separator = if policies.is_empty() { "" } else { ", " };
+            let requests = policy.limit.requests().min(MAX_SF_INTEGER);
+            let _ = write!(policies, "{separator}{};q={requests}", sf_string(&policy.policy));
             // A window that is no whole number of seconds cannot be said.
             if policy.limit.window().is_multiple_of(SECOND) {
-                push_parameter(&mut policies, ";w=", policy.limit.window() / SECOND);
+                let _ = write!(policies, ";w={}", policy.limit.window() / SECOND);
             }
         }
         self.add("RateLimit-Policy", policies);
-        let mut state = String::with_capacity(64);
-        push_sf_string(&mut state, &limit.policy);
-        push_parameter(&mut state, ";r=", outcome.remaining());
+        let mut state = format!("{};r={}", sf_string(&limit.policy), outcome.remaining().min(MAX_SF_INTEGER));
         if let Some(reset) = told.reset() {
-            push_parameter(&mut state, ";t=", seconds(reset));
+            let _ = write!(state, ";t={}", seconds(reset));
         }
         self.add("RateLimit", state);
     }
@@ -233,37 +229,20 @@ fn fractional_seconds(micros: Micros) -> String {
 }
 
 /// A string of a structured field: visible ASCII in quotes.
-fn push_sf_string(header: &mut String, text: &str) {
-    header.push('"');
-    push_visible(header, text, true);
-    header.push('"');
-}
-
-fn push_parameter(header: &mut String, name: &str, value: u64) {
-    // Writing to a string cannot fail.
-    let _ = write!(header, "{name}{}", value.min(MAX_SF_INTEGER));
-}
-
-fn visible(text: &str) -> String {
-    let mut header = String::with_capacity(text.len());
-    push_visible(&mut header, text, false);
-    header
+fn sf_string(text: &str) -> String {
+    format!("\"{}\"", visible(text).replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 /// What a header can carry: visible ASCII and spaces; other bytes as `%XX`.
-fn push_visible(header: &mut String, text: &str, is_quoted: bool) {
-    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && !(is_quoted && matches!(byte, b'"' | b'\\'));
-    if text.bytes().all(is_plain) {
-        header.push_str(text);
-        return;
-    }
+fn visible(text: &str) -> String {
+    let mut visible = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
-            b'"' | b'\\' if is_quoted => header.extend(['\\', char::from(byte)]),
-            b' '..=b'~' => header.push(char::from(byte)),
+            b' '..=b'~' => visible.push(char::from(byte)),
             _ => {
-                let _ = write!(header, "%{byte:02X}");
+                let _ = write!(visible, "%{byte:02X}");
             }
         }
     }
+    visible
 }

@@ -150,42 +150,4 @@ mod tests {
         let json = String::from_utf8(Messages::new().response(&response)).unwrap();
         assert_eq!(json, r#"{"overallCode":"OVER_LIMIT","statuses":[{"code":"OVER_LIMIT"}]}"#);
     }
-
-    #[test]
-    fn a_refusal_says_when_to_come_back() {
-        let over = |time: Option<(i64, i32)>| DescriptorStatus {
-            code: 2,
-            duration_until_reset: time.map(|(seconds, nanos)| prost_types::Duration { seconds, nanos }),
-            ..DescriptorStatus::default()
-        };
-        let ok = DescriptorStatus { code: 1, ..over(Some((900, 0))) };
-        let header = |statuses: Vec<DescriptorStatus>, is_over| {
-            let response = RateLimitResponse { overall_code: 2, statuses, ..RateLimitResponse::default() };
-            response_headers(&response, is_over).get(RETRY_AFTER).map(|value| value.to_str().unwrap().to_owned())
-        };
-        assert_eq!(header(vec![over(Some((3, 1))), over(Some((2, 0))), ok.clone()], true).as_deref(), Some("4"));
-        assert_eq!(header(vec![over(Some((3, 1))), over(None)], true), None, "never");
-        assert_eq!(header(vec![ok], false), None);
-    }
-
-    #[test]
-    fn headers_that_http_cannot_carry_are_left_out() {
-        let header = |key: &str, value: &str| crate::api::proto::envoy::config::core::v3::HeaderValue {
-            key: key.to_owned(),
-            value: value.to_owned(),
-            raw_value: Vec::new(),
-        };
-        let response_headers_to_add = vec![
-            header("Retry-After", "7"),
-            header("bad name", "x"),
-            header("x", "a\r\nb: c"),
-            header("content-type", "application/problem+json"),
-        ];
-        let response = RateLimitResponse { response_headers_to_add, ..RateLimitResponse::default() };
-        let headers = response_headers(&response, true);
-        assert_eq!(
-            (headers.len(), headers[RETRY_AFTER].as_bytes(), headers[CONTENT_TYPE].as_bytes()),
-            (2, &b"7"[..], &b"application/json"[..])
-        );
-    }
 }

@@ -70,14 +70,19 @@ impl Changes {
 
 /// Everything but where it is written.
 fn same(a: &Rule, b: &Rule) -> bool {
-    let flags = |rule: &Rule| [rule.unlimited, rule.allow, rule.deny, rule.shadow, rule.quota];
+    let flags = |rule: &Rule| [rule.unlimited, rule.allow, rule.deny, rule.shadow, rule.quota, rule.reserve];
     (&a.name, &a.limits, &a.block, &a.replaces, &a.metadata) == (&b.name, &b.limits, &b.block, &b.replaces, &b.metadata)
+        && a.tiers == b.tiers
         && a.on_store_failure == b.on_store_failure
         && flags(a) == flags(b)
 }
 
 fn same_settings(a: &Domain, b: &Domain) -> bool {
-    a.subject == b.subject && a.response == b.response && a.on_store_failure == b.on_store_failure && a.key_prefix == b.key_prefix
+    a.subject == b.subject
+        && a.response == b.response
+        && a.on_store_failure == b.on_store_failure
+        && a.key_prefix == b.key_prefix
+        && a.plans.means(&b.plans)
 }
 
 impl fmt::Display for Changes {

@@ -235,6 +235,8 @@ impl<'c, 's> Compiler<'c, 's> {
             self.replacements.push(Replacement { file: self.file, at, path, name: replaced.into() });
         }
         Some(Rule {
+            tiers: None,
+            reserve: false,
             name,
             path: trail.path.as_str().into(),
             layer: trail.layer.as_str().into(),

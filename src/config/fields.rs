@@ -120,6 +120,29 @@ pub(crate) fn items<'n, 's>(node: &'n Node<'s>, path: &Path<'_>, report: &mut Re
     }
 }
 
+/// The entries of a map whose keys are the operator's own; null is the empty map.
+pub(crate) fn entries<'n, 's>(node: &'n Node<'s>, path: &Path<'_>, report: &mut Report<'_>) -> Vec<(&'n str, &'n Node<'s>, Span)> {
+    let entries = match &node.value {
+        Value::Map(entries) => entries.as_slice(),
+        Value::Scalar(Scalar { kind: Kind::Null, .. }) => &[],
+        _ => {
+            report.error(node.at, path, format!("expected a map, found {}", describe(node)));
+            &[]
+        }
+    };
+    let mut found: Vec<(&str, &Node<'_>, Span)> = Vec::with_capacity(entries.len());
+    let mut seen = HashSet::with_capacity(entries.len());
+    for (key, value) in entries {
+        let Some(name) = text(key, path, report) else { continue };
+        if seen.insert(name) {
+            found.push((name, value, key.at));
+        } else {
+            report.error(key.at, path, format!("`{name}` stands here twice")).hint("keep one of the two");
+        }
+    }
+    found
+}
+
 /// `true` or `false`; null is `false`. What YAML 1.1 takes for a boolean is accepted with a warning.
 pub(crate) fn boolean(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<bool> {
     let yaml11 = match &node.value {

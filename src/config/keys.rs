@@ -59,7 +59,7 @@ impl Level {
 
 /// The keys of each level.
 pub const KEYS: [(Level, &[&str]); 8] = [
-    (Level::Document, &["domain", "descriptors", "subject", "defaults", "response"]),
+    (Level::Document, &["domain", "descriptors", "subject", "defaults", "response", "costs", "accept_overrides", "accept_refunds"]),
     (Level::Defaults, &["algorithm", "on_store_failure"]),
     (Level::Response, &["headers", "body", "metadata", "reset_format"]),
     (
@@ -109,15 +109,12 @@ pub const KEYS: [(Level, &[&str]); 8] = [
 ];
 
 /// Keys that the language has and this version does not.
-const PLANNED: [&str; 16] = [
+const PLANNED: [&str; 13] = [
     "timezone",
     "tiers",
     "default_tier",
-    "costs",
     "priority",
     "adaptive",
-    "accept_overrides",
-    "accept_refunds",
     "tests",
     "quota",
     "reserve",

@@ -13,6 +13,7 @@ mod limits;
 mod metadata;
 mod parse;
 mod pattern;
+mod plans;
 pub mod problem;
 mod raw;
 mod reach;

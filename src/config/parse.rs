@@ -7,10 +7,12 @@ use super::descriptor::Compiler;
 use super::fields::{self, Fields};
 use super::keys::Level;
 use super::limits;
+use super::plans;
 use super::problem::{Path, Problem, Report, Severity};
 use super::raw::{self, Node, Span};
 use super::{LoadOptions, SourceFile};
 use crate::limit::Algorithm;
+use crate::rules::tier::Plans;
 use crate::rules::{Domain, OnStoreFailure, ResetFormat, ResponseOptions, key};
 
 pub(crate) const ON_STORE_FAILURE: [(&str, OnStoreFailure); 4] = [
@@ -39,7 +41,11 @@ pub(crate) struct Settings {
     pub(crate) response: ResponseOptions,
     pub(crate) algorithm: Option<Algorithm>,
     pub(crate) on_store_failure: OnStoreFailure,
+    pub(crate) plans: Plans,
 }
+
+/// The keys of these settings.
+const SETTINGS: [&str; 6] = ["subject", "defaults", "response", "costs", "accept_overrides", "accept_refunds"];
 
 /// One `domain:` document.
 struct Document<'n, 's> {
@@ -157,6 +163,7 @@ fn domain(name: &str, documents: &[Document<'_, '_>], reports: &mut [Report<'_>]
         return None;
     }
     Some(Domain {
+        plans: settings.plans,
         name: name.into(),
         file: documents.first().map_or("", |document| reports[document.file].file).into(),
         key_prefix: key::domain_prefix(&options.key_prefix, name.as_bytes()),
@@ -173,7 +180,7 @@ fn settings(path: &Path<'_>, documents: &[Document<'_, '_>], reports: &mut [Repo
     let mut settings = Settings::default();
     let mut seen: HashMap<&str, (usize, Span)> = HashMap::new();
     for document in documents {
-        for key in ["subject", "defaults", "response"] {
+        for key in SETTINGS {
             let Some(node) = document.fields.given(key) else { continue };
             let at = document.fields.place(key);
             if let Some((file, first)) = seen.insert(key, (document.file, at)) {
@@ -186,11 +193,20 @@ fn settings(path: &Path<'_>, documents: &[Document<'_, '_>], reports: &mut [Repo
             match key {
                 "subject" => settings.subject = subject(node, &path, report),
                 "response" => settings.response = response(node, &path, report),
+                "costs" => settings.plans.costs = plans::costs(node, &path, report),
+                "accept_overrides" => settings.plans.accept_overrides = accepts(node, &path, report),
+                "accept_refunds" => settings.plans.accept_refunds = accepts(node, &path, report),
                 _ => defaults(node, &path, report, &mut settings),
             }
         }
     }
+    settings.plans.attributes = plans::attributes(&settings.plans);
     settings
+}
+
+/// What a domain's callers may do; an error, which keeps the domain from loading, counts as yes.
+fn accepts(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> bool {
+    fields::boolean(node, path, report).unwrap_or(true)
 }
 
 fn subject(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Vec<Box<[u8]>> {

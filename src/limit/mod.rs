@@ -6,6 +6,7 @@
 //! 2^53 ([`MAX_EXACT`]), where a `u64` here and a double in Lua are the same number.
 
 mod bucket;
+mod calendar;
 mod decide;
 mod fixed_window;
 mod penalty;
@@ -54,6 +55,8 @@ pub enum Algorithm {
     LeakyBucket = 5,
     /// Refuses for a while after a limit of the same rule has refused (`block_for`).
     Penalty = 6,
+    /// The day or month of a time zone.
+    Calendar = 7,
 }
 
 impl Algorithm {
@@ -66,6 +69,7 @@ impl Algorithm {
             Algorithm::TokenBucket => "token_bucket",
             Algorithm::LeakyBucket => "leaky_bucket",
             Algorithm::Penalty => "block",
+            Algorithm::Calendar => "quota",
         }
     }
 
@@ -92,6 +96,27 @@ pub struct Limit {
     burst: u64,
     tick: Micros,
     period: u64,
+    edges: Edges,
+}
+
+/// A calendar period's start and end, and the next one's end, in µs since the epoch; zeros on every other limit.
+pub type Edges = [Micros; 3];
+
+/// What a calendar quota counts by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Period {
+    Day,
+    Month,
+}
+
+impl Period {
+    /// How long it nominally is: what stands in counter keys and answers.
+    pub fn window(self) -> Micros {
+        match self {
+            Period::Day => DAY,
+            Period::Month => MONTH,
+        }
+    }
 }
 
 /// Why a limit cannot be.
@@ -137,7 +162,7 @@ impl Limit {
         }
         let period = window / tick;
         let burst = burst.unwrap_or(requests);
-        let limit = Limit { algorithm, requests, window, burst, tick, period };
+        let limit = Limit { algorithm, requests, window, burst, tick, period, edges: [0; 3] };
         let largest = limit.largest();
         match algorithm {
             Algorithm::SlidingLog if requests > MAX_LOG_REQUESTS => return Err(LimitError::LogTooLarge(requests)),
@@ -160,9 +185,43 @@ impl Limit {
         match block_for {
             0 => Err(LimitError::EmptyWindow),
             1..=MAX_WINDOW => {
-                Ok(Limit { algorithm: Algorithm::Penalty, requests: 0, window: block_for, burst: 0, tick: 1, period: block_for })
+                let (algorithm, window, period) = (Algorithm::Penalty, block_for, block_for);
+                Ok(Limit { algorithm, requests: 0, window, burst: 0, tick: 1, period, edges: [0; 3] })
             }
             _ => Err(LimitError::LongWindow(block_for)),
+        }
+    }
+
+    /// So many requests in a day or month of the calendar. It says nothing until it knows its edges ([`Limit::on`]).
+    ///
+    /// # Errors
+    /// As [`Limit::new`]: a number that is too large to count exactly.
+    pub fn quota(period: Period, requests: u64) -> Result<Limit, LimitError> {
+        let window = period.window();
+        let limit =
+            Limit { algorithm: Algorithm::Calendar, requests, window, burst: requests, tick: 1, period: window, edges: [0; 3] };
+        match limit.largest() {
+            largest if requests > largest => Err(LimitError::TooLarge { requests, largest }),
+            _ => Ok(limit),
+        }
+    }
+
+    /// A quota in the period that these edges bound, or the one after it.
+    pub fn on(&self, edges: Edges) -> Limit {
+        Limit { edges, ..*self }
+    }
+
+    /// The edges of a calendar quota.
+    pub fn edges(&self) -> Edges {
+        self.edges
+    }
+
+    /// The period of a calendar quota.
+    pub fn calendar(&self) -> Option<Period> {
+        match (self.algorithm, self.window) {
+            (Algorithm::Calendar, DAY) => Some(Period::Day),
+            (Algorithm::Calendar, _) => Some(Period::Month),
+            _ => None,
         }
     }
 
@@ -170,7 +229,7 @@ impl Limit {
     /// the largest limit in each of two windows, plus a cost; a debt burst + requests, plus a cost.
     fn largest(&self) -> u64 {
         match self.algorithm {
-            Algorithm::FixedWindow | Algorithm::Penalty => MAX_EXACT / 8,
+            Algorithm::FixedWindow | Algorithm::Penalty | Algorithm::Calendar => MAX_EXACT / 8,
             Algorithm::SlidingLog => MAX_LOG_REQUESTS,
             Algorithm::SlidingCounter | Algorithm::TokenBucket | Algorithm::LeakyBucket => MAX_EXACT / 8 / self.period - 1,
         }
@@ -232,6 +291,23 @@ impl Limit {
         Limit { burst: scale(self.burst).min(scaled.largest_burst()), ..scaled }
     }
 
+    /// What is left of the limit when `share / whole` of it is kept free for others: rounded in the caller's favour, at least 1
+    /// where it was at least 1. A bucket keeps its rate; its capacity shrinks.
+    ///
+    /// # Panics
+    /// When `whole` is 0.
+    pub fn reserved(&self, share: u32, whole: u32) -> Limit {
+        let usable = |n: u64| {
+            let kept = u128::from(n) * u128::from(share) / u128::from(whole);
+            n.saturating_sub(u64::try_from(kept).unwrap_or(u64::MAX)).max(n.min(1))
+        };
+        if self.algorithm.is_bucket() {
+            return Limit { burst: usable(self.burst), ..*self };
+        }
+        let requests = usable(self.requests);
+        Limit { requests, burst: requests, ..*self }
+    }
+
     /// What a take of `cost` at `now` would do to `state`. Cost 0 is a look: over only when more than the limit is
     /// used, and nothing to store. `max_delay` bounds what a leaky bucket's admission may wait.
     pub fn step(&self, state: Option<&State>, now: Micros, cost: Cost, max_delay: Option<Micros>) -> Step {
@@ -242,6 +318,7 @@ impl Limit {
             Algorithm::TokenBucket => bucket::step(self, state, now, cost, None, false),
             Algorithm::LeakyBucket => bucket::step(self, state, now, cost, max_delay, true),
             Algorithm::Penalty => penalty::step(self, state, now),
+            Algorithm::Calendar => calendar::step(self, state, now, cost),
         }
     }
 
@@ -256,6 +333,7 @@ impl Limit {
             Algorithm::SlidingLog => sliding_log::charge(self, state, now, cost),
             Algorithm::SlidingCounter => sliding_counter::charge(self, state, now, cost),
             Algorithm::TokenBucket | Algorithm::LeakyBucket => bucket::charge(self, state, now, cost),
+            Algorithm::Calendar => calendar::charge(self, state, now, cost),
             Algorithm::Penalty => return self.step(state, now, 0, None),
         };
         let retry_after = match self.step(Some(&next), now, 1, max_delay).outcome {
@@ -272,6 +350,7 @@ impl Limit {
             Algorithm::SlidingLog => sliding_log::refund(self, state, now, cost),
             Algorithm::SlidingCounter => sliding_counter::refund(self, state, now, cost),
             Algorithm::TokenBucket | Algorithm::LeakyBucket => bucket::refund(self, state, now, cost),
+            Algorithm::Calendar => calendar::refund(self, state, now, cost),
             Algorithm::Penalty => None,
         };
         let after = refunded.as_ref().map(|(next, _)| next).or(state);

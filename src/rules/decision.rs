@@ -2,7 +2,8 @@
 
 use smallvec::SmallVec;
 
-use super::plan::{Kind, Plan, PlannedCheck, Source, Verdict};
+use super::plan::{Kind, Plan, Planned, PlannedCheck, Source, Verdict};
+use super::tier::TierId;
 use super::{Domain, RuleId, RuleLimit};
 use crate::limit::{Micros, Mode, Operation, Outcome, RetryAfter};
 
@@ -50,6 +51,7 @@ impl Degraded {
 pub struct Status {
     pub code: Code,
     pub rule: Option<RuleId>,
+    pub tier: Option<TierId>,
     /// It would have been refused, but its rule only watches.
     pub shadowed: bool,
     pub unlimited: bool,
@@ -81,16 +83,17 @@ impl Status {
     /// The limit behind one of `limits`.
     pub fn limit_at<'a>(&self, place: usize, domain: &'a Domain, overrides: &'a [RuleLimit]) -> Option<&'a RuleLimit> {
         match self.limits.get(place)?.source {
-            Source::Rule(number) => domain.rule(self.rule?).limits.get(number),
+            Source::Rule(number) => domain.rule(self.rule?).limits_of(self.tier).get(number),
             Source::Override(number) => overrides.get(number),
-            Source::Block => domain.rule(self.rule?).limits.first(),
+            Source::Block => domain.rule(self.rule?).limits_of(self.tier).first(),
         }
     }
 
-    fn silent(kind: Kind, rule: Option<RuleId>, cost: u64) -> Status {
+    fn silent(planned: &Planned) -> Status {
+        let Planned { kind, rule, tier, cost, .. } = *planned;
         let code = if kind == Kind::Deny { Code::OverLimit } else { Code::Ok };
         let unlimited = kind == Kind::Unlimited;
-        Status { code, rule, shadowed: false, unlimited, limits: SmallVec::new(), shown: None, cost }
+        Status { code, rule, tier, shadowed: false, unlimited, limits: SmallVec::new(), shown: None, cost }
     }
 }
 
@@ -100,7 +103,7 @@ pub fn decide(domain: &Domain, plan: &Plan, outcomes: &[Outcome], shadow: bool) 
     let mut decision = Decision { code: Code::Ok, statuses: SmallVec::new(), limited_by: None, delay: 0, hold: 0, degraded: None };
     let (mut quotas, mut quotas_over) = (0, 0);
     for planned in &plan.descriptors {
-        let mut status = Status::silent(planned.kind, planned.rule, planned.cost);
+        let mut status = Status::silent(planned);
         if let Verdict::Allowed(_) = plan.verdict {
             status.code = Code::Ok;
         }

@@ -3,10 +3,12 @@
 //! A [`RuleSet`] is compiled by `config` and never changes; a reload makes another. [`tree`] finds the rule of a descriptor,
 //! [`plan`] turns a request into the checks to decide, [`decision`] turns their outcomes into the answer.
 
+pub mod calendar;
 pub mod decision;
 pub mod key;
 pub mod plan;
 pub mod request;
+pub mod tier;
 pub mod tree;
 
 use std::collections::HashMap;
@@ -14,6 +16,7 @@ use std::collections::HashMap;
 use foldhash::fast::RandomState;
 
 use crate::limit::{DAY, HOUR, Limit, MINUTE, MONTH, Micros, SECOND, WEEK, YEAR};
+use tier::{Plans, RuleTiers, TierId};
 use tree::Node;
 
 /// All domains that are loaded. A clone shares them.
@@ -46,6 +49,8 @@ pub struct Domain {
     pub rules: Vec<Rule>,
     /// What request-level overrides that match no rule do when the store fails.
     pub on_store_failure: OnStoreFailure,
+    /// Tiers, costs, classes: what a plan is made of.
+    pub plans: Plans,
 }
 
 impl Domain {
@@ -69,8 +74,12 @@ pub struct Rule {
     pub path: Box<str>,
     /// Its keys alone, such as `path,user_id`: what layer of a request it limits.
     pub layer: Box<str>,
-    /// Empty for a rule that is unlimited, allows or denies.
+    /// Empty for a rule that is unlimited, allows or denies, or whose limits are a tier's.
     pub limits: Vec<RuleLimit>,
+    /// Its limits are those of the caller's tier.
+    pub tiers: Option<RuleTiers>,
+    /// Keeps a share of its limits free for the classes above a request's ([`Domain::priority`]).
+    pub reserve: bool,
     /// Refuses for a while after one of the limits had no room.
     pub block: Option<Block>,
     pub unlimited: bool,
@@ -91,6 +100,14 @@ impl Rule {
     /// Its name, else its path.
     pub fn label(&self) -> &str {
         self.name.as_deref().unwrap_or(&self.path)
+    }
+
+    /// Its limits for a tier, where they are a tier's; else its own.
+    pub fn limits_of(&self, tier: Option<TierId>) -> &[RuleLimit] {
+        match (&self.tiers, tier) {
+            (Some(tiers), Some(tier)) => tiers.limits.get(tier.0 as usize).map_or(&[], |tier| &tier.limits),
+            _ => &self.limits,
+        }
     }
 }
 

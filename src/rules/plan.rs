@@ -6,7 +6,8 @@ use std::collections::{HashMap, HashSet};
 use smallvec::SmallVec;
 
 use super::key::{self, Key, Part};
-use super::request::{Descriptor, LimitOverride, Request};
+use super::request::{Descriptor, Entry, LimitOverride, Request};
+use super::tier::{self, Class, TierId, TierSource};
 use super::tree::Match;
 use super::{ChargeRule, Domain, Rule, RuleId, RuleLimit, Unit};
 use crate::limit::{Algorithm, Charge, Check, Limit, Micros, Mode, Operation};
@@ -33,6 +34,8 @@ pub struct Plan {
     /// Limits that came with the request; [`Source::Override`] counts into it.
     pub overrides: Vec<RuleLimit>,
     pub verdict: Verdict,
+    /// How many descriptors named a tier that is not there, or none, and got the default one.
+    pub unknown_tiers: usize,
 }
 
 /// What the rules alone say about the whole request.
@@ -51,6 +54,8 @@ pub enum Verdict {
 pub struct Planned {
     pub rule: Option<RuleId>,
     pub kind: Kind,
+    /// The tier whose limits apply, where the rule's are a tier's.
+    pub tier: Option<TierId>,
     /// Its checks in the group.
     pub checks: SmallVec<[PlannedCheck; 2]>,
     /// Hits, weighted.
@@ -78,7 +83,7 @@ pub struct PlannedCheck {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The rule's limit of this place.
+    /// The rule's limit of this place; where the rule's limits are a tier's, that tier's.
     Rule(usize),
     /// The plan's override of this place.
     Override(usize),
@@ -103,38 +108,64 @@ pub enum PlanError {
     BadOverride { descriptor: usize, requests: u32, reason: crate::limit::LimitError },
 }
 
-/// Plans a request. `patience` is how long an answer may be held back, in µs, by the caller's deadline.
+/// When a request came, and what time it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Moment {
+    /// By this process's clock, in µs since the epoch: which day and month it is for calendar quotas, a minute early or late.
+    pub now: Micros,
+    /// How long an answer may be held back, in µs, by the caller's deadline.
+    pub patience: Option<Micros>,
+}
+
+/// Plans a request.
 ///
 /// # Errors
 /// For a limit override that is no limit.
-pub fn plan(domain: &Domain, request: &Request<'_>, settings: PlanSettings, patience: Option<Micros>) -> Result<Plan, PlanError> {
+pub fn plan(domain: &Domain, request: &Request<'_>, settings: PlanSettings, moment: Moment) -> Result<Plan, PlanError> {
     let found: SmallVec<[Option<Match<'_>>; 2]> =
-        request.descriptors.iter().map(|descriptor| domain.tree.find(&descriptor.entries)).collect();
+        request.descriptors.iter().map(|descriptor| find(domain, &descriptor.entries)).collect();
     let kinds = kinds(domain, request, &found)?;
     let verdict = verdict(&kinds, &found, settings);
     let mut planner = Planner {
         domain,
-        hits_addend: request.hits_addend,
+        request,
         settings,
-        patience,
+        moment,
         group: Group::default(),
         index: HashMap::default(),
         overrides: Vec::new(),
+        unknown_tiers: 0,
     };
     planner.group.refused = matches!(verdict, Verdict::Denied { .. });
     let mut descriptors: SmallVec<[Planned; 2]> = SmallVec::with_capacity(kinds.len());
     for (place, ((descriptor, found), kind)) in request.descriptors.iter().zip(&found).zip(kinds).enumerate() {
         let rule = found.as_ref().map(|found| found.rule);
         let cost = planner.cost(descriptor);
-        let mut planned = Planned { rule, kind, checks: SmallVec::new(), cost };
+        let mut planned = Planned { rule, kind, tier: None, checks: SmallVec::new(), cost };
         if kind == Kind::Limited && !matches!(verdict, Verdict::Allowed(_)) {
             planner.add(place, descriptor, found.as_ref(), &mut planned)?;
         }
         descriptors.push(planned);
     }
-    let Planner { mut group, overrides, .. } = planner;
+    let Planner { mut group, overrides, unknown_tiers, .. } = planner;
     refunds_first(&mut group, &mut descriptors);
-    Ok(Plan { group, descriptors, overrides, verdict })
+    Ok(Plan { group, descriptors, overrides, verdict, unknown_tiers })
+}
+
+/// The rule of a descriptor: by all its entries; failing that, by those that are no attributes.
+fn find<'a>(domain: &'a Domain, entries: &[Entry<'a>]) -> Option<Match<'a>> {
+    let found = domain.tree.find(entries);
+    let is_attribute = |entry: &Entry<'_>| domain.plans.attributes.iter().any(|key| **key == *entry.key);
+    if found.is_some() || domain.plans.attributes.is_empty() || !entries.iter().any(is_attribute) {
+        return found;
+    }
+    let matched: SmallVec<[Entry<'a>; 4]> = entries.iter().copied().filter(|entry| !is_attribute(entry)).collect();
+    domain.tree.find(&matched)
+}
+
+/// The limit that a descriptor brings, from a caller that may.
+fn given_limit(domain: &Domain, descriptor: &Descriptor<'_>) -> Option<LimitOverride> {
+    descriptor.limit.filter(|_| domain.plans.accept_overrides)
 }
 
 /// What each descriptor comes to. Names to replace are collected from all matched rules, also from those that are replaced or
@@ -146,24 +177,25 @@ fn kinds(domain: &Domain, request: &Request<'_>, found: &[Option<Match<'_>>]) ->
     let kinds = request.descriptors.iter().zip(rules()).enumerate();
     kinds
         .map(|(place, (descriptor, rule))| {
-            if let Some(limit) = descriptor.limit {
+            let limit = given_limit(domain, descriptor);
+            if let Some(limit) = limit {
                 unit(place, limit)?;
             }
             let is_replaced = rule.and_then(|rule| rule.name.as_deref()).is_some_and(|name| replaced.contains(name));
-            Ok(kind(descriptor, rule, is_replaced))
+            Ok(kind(limit.is_some() && !descriptor.entries.is_empty(), rule, is_replaced))
         })
         .collect()
 }
 
-fn kind(descriptor: &Descriptor<'_>, rule: Option<&Rule>, is_replaced: bool) -> Kind {
+fn kind(is_overridden: bool, rule: Option<&Rule>, is_replaced: bool) -> Kind {
     match rule {
         Some(rule) if rule.deny && !rule.shadow && !is_replaced => Kind::Deny,
         Some(rule) if rule.allow && !rule.shadow && !is_replaced => Kind::Allow,
-        _ if descriptor.limit.is_some() && !descriptor.entries.is_empty() => Kind::Limited,
+        _ if is_overridden => Kind::Limited,
         None => Kind::Unmatched,
         Some(rule) if rule.unlimited => Kind::Unlimited,
         Some(_) if is_replaced => Kind::Replaced,
-        Some(rule) if rule.limits.is_empty() => Kind::Unmatched,
+        Some(rule) if rule.limits.is_empty() && rule.tiers.is_none() => Kind::Unmatched,
         Some(_) => Kind::Limited,
     }
 }
@@ -181,26 +213,54 @@ fn verdict(kinds: &[Kind], found: &[Option<Match<'_>>], settings: PlanSettings) 
     }
 }
 
-struct Planner<'a> {
+struct Planner<'a, 'r> {
     domain: &'a Domain,
-    hits_addend: u32,
+    request: &'a Request<'r>,
     settings: PlanSettings,
-    patience: Option<Micros>,
+    moment: Moment,
     group: Group,
     /// Places of counters, once there are many: by key and whether the check is a refund.
     index: HashMap<(Key, bool), usize, foldhash::fast::RandomState>,
     overrides: Vec<RuleLimit>,
+    unknown_tiers: usize,
 }
 
-impl Planner<'_> {
-    fn cost(&self, descriptor: &Descriptor<'_>) -> u64 {
-        descriptor.hits.unwrap_or(u64::from(self.hits_addend.max(1)))
+impl<'r> Planner<'_, 'r> {
+    /// A descriptor's own hits as they are; else the request's, weighted.
+    fn cost(&self, descriptor: &Descriptor<'r>) -> u64 {
+        descriptor.hits.unwrap_or_else(|| {
+            let hits = u64::from(self.request.hits_addend.max(1));
+            hits.saturating_mul(tier::weight(&self.domain.plans.costs, self.request, descriptor))
+        })
+    }
+
+    /// The limits of a rule for this descriptor: its own, or those of the caller's tier.
+    fn limits<'d>(&mut self, rule: &'d Rule, descriptor: &Descriptor<'r>, planned: &mut Planned) -> &'d [RuleLimit] {
+        let Some(tiers) = &rule.tiers else { return &rule.limits };
+        let named = match &tiers.source {
+            TierSource::Entry(key) => {
+                tier::attribute(self.request, descriptor, key).and_then(|name| self.domain.plans.tier_named(name))
+            }
+            TierSource::Assigned(_) => None,
+        };
+        if named.is_none() {
+            self.unknown_tiers += 1;
+        }
+        planned.tier = named.or(self.domain.plans.default_tier);
+        planned.tier.and_then(|tier| tiers.limits.get(tier.0 as usize)).map_or(&[], |tier| &tier.limits)
+    }
+
+    /// How important the request is: what it says, else what its tier says, else the domain's default.
+    fn class(&self, descriptor: &Descriptor<'r>, tier: Option<TierId>) -> Option<Class> {
+        let priority = self.domain.plans.priority.as_ref()?;
+        let named = tier::attribute(self.request, descriptor, &priority.key).and_then(Class::parse);
+        named.or_else(|| tier.and_then(|tier| self.domain.plans.tier(tier).priority)).or(Some(priority.default))
     }
 
     fn add(
         &mut self,
         place: usize,
-        descriptor: &Descriptor<'_>,
+        descriptor: &Descriptor<'r>,
         found: Option<&Match<'_>>,
         planned: &mut Planned,
     ) -> Result<(), PlanError> {
@@ -211,7 +271,7 @@ impl Planner<'_> {
         };
         let rule = found.map(|found| domain.rule(found.rule));
         let owner = u16::try_from(place).unwrap_or(u16::MAX);
-        if let Some(limit) = descriptor.limit {
+        if let Some(limit) = given_limit(domain, descriptor) {
             let limit = override_limit(place, limit, rule)?;
             let mut check = self.check(descriptor, &limit, planned.cost, Mode::Enforce, owner);
             if self.settings.shadow {
@@ -229,8 +289,17 @@ impl Planner<'_> {
             _ if self.settings.quota || rule.quota => Mode::Quota,
             _ => Mode::Enforce,
         };
-        for (number, limit) in rule.limits.iter().enumerate() {
-            let check = self.check(descriptor, limit, planned.cost, mode, owner);
+        let limits = self.limits(rule, descriptor, planned);
+        if limits.is_empty() {
+            planned.kind = Kind::Unlimited;
+            return Ok(());
+        }
+        let class = if rule.reserve { self.class(descriptor, planned.tier) } else { None };
+        for (number, limit) in limits.iter().enumerate() {
+            let mut check = self.check(descriptor, limit, planned.cost, mode, owner);
+            if let (Some(priority), Some(class)) = (&domain.plans.priority, class) {
+                check.limit = priority.usable(&check.limit, class);
+            }
             let key = key::key(&domain.key_prefix, &entries, &limit.key_suffix);
             let check = self.merge(key, check);
             planned.checks.push(PlannedCheck { check, source: Source::Rule(number) });
@@ -265,6 +334,7 @@ impl Planner<'_> {
     fn check(&self, descriptor: &Descriptor<'_>, limit: &RuleLimit, cost: u64, mode: Mode, owner: u16) -> Check {
         let rule = limit.charge.unwrap_or(self.settings.charge);
         let has_own_hits = descriptor.hits.is_some();
+        let cost = if descriptor.is_negative_hits && !self.domain.plans.accept_refunds { 0 } else { cost };
         let (operation, charge) = match rule {
             _ if descriptor.is_negative_hits => (Operation::Refund, Charge::Admitted),
             _ if cost == 0 => (Operation::Look, Charge::Admitted),
@@ -272,8 +342,16 @@ impl Planner<'_> {
             ChargeRule::Always => (Operation::Take, Charge::Always),
             ChargeRule::Auto | ChargeRule::Admitted => (Operation::Take, Charge::Admitted),
         };
-        let max_delay = limit.max_wait.map(|max_wait| self.patience.map_or(max_wait, |patience| patience.min(max_wait)));
-        Check { limit: limit.limit, operation, cost, mode, charge, max_delay, owner }
+        let max_delay = limit.max_wait.map(|max_wait| self.moment.patience.map_or(max_wait, |patience| patience.min(max_wait)));
+        Check { limit: self.dated(&limit.limit), operation, cost, mode, charge, max_delay, owner }
+    }
+
+    /// A calendar quota with its edges; any other limit as it is.
+    fn dated(&self, limit: &Limit) -> Limit {
+        match (limit.calendar(), &self.domain.plans.calendar) {
+            (Some(period), Some(calendar)) => limit.on(calendar.edges(period, self.moment.now)),
+            _ => *limit,
+        }
     }
 
     /// Adds a check, or adds it to the one of the same counter: costs summed, one outcome for both.

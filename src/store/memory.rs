@@ -68,6 +68,11 @@ impl MemoryStore {
         MemoryStore { shards, hasher: RandomState::default(), clock, max_per_shard, evicted: AtomicU64::new(0) }
     }
 
+    /// What time it decides by.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// Live and not yet swept counters.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().counters.len()).sum()

@@ -8,8 +8,9 @@ use std::sync::atomic::AtomicU64;
 use weir::limit::{Algorithm, Limit, Micros, SECOND};
 use weir::rules::decision::{self, Code, Decision};
 use weir::rules::key::domain_prefix;
-use weir::rules::plan::{Plan, PlanSettings, plan};
+use weir::rules::plan::{Moment, Plan, PlanSettings, plan};
 use weir::rules::request::{Descriptor, Entry, Request};
+use weir::rules::tier::Plans;
 use weir::rules::tree::{Matcher, Node, Pattern};
 use weir::rules::{Block, Domain, OnStoreFailure, ResponseOptions, Rule, RuleId, RuleLimit};
 use weir::store::Clock;
@@ -26,6 +27,8 @@ pub fn rule() -> Rule {
         layer: "rule".into(),
         limits: Vec::new(),
         block: None,
+        tiers: None,
+        reserve: false,
         unlimited: false,
         allow: false,
         deny: false,
@@ -75,6 +78,7 @@ pub fn domain(rules: &[(&[(&str, &str)], Rule)]) -> Domain {
         tree,
         rules: rules.iter().map(|(_, rule)| rule.clone()).collect(),
         on_store_failure: OnStoreFailure::Error,
+        plans: Plans::default(),
     }
 }
 
@@ -115,7 +119,7 @@ impl Trial {
     }
 
     pub fn plan(&self, request: &Request<'_>) -> Plan {
-        plan(&self.domain, request, self.settings, None).expect("a request that can be planned")
+        plan(&self.domain, request, self.settings, Moment::default()).expect("a request that can be planned")
     }
 
     pub fn ask(&self, request: &Request<'_>) -> Decision {
