@@ -24,6 +24,7 @@ fn heading(level: Level) -> &'static str {
         Level::Limit => "limits",
         Level::Replaces => "replaces",
         Level::Value => "Value",
+        Level::Quota => "Quota",
     }
 }
 

@@ -15,8 +15,8 @@ use futures_util::future::join_all;
 use support::redis::RedisServer;
 use tokio::time::Instant;
 use weir::limit::{
-    Algorithm, Charge, Check, DAY, HOUR, Hit, Limit, LimitError, MAX_LOG_REQUESTS, MINUTE, Micros, Mode, Operation, SECOND, State,
-    WEEK, YEAR,
+    Algorithm, Charge, Check, DAY, Edges, HOUR, Hit, Limit, LimitError, MAX_EXACT, MAX_LOG_REQUESTS, MINUTE, MONTH, Micros, Mode,
+    Operation, Period, SECOND, State, WEEK, YEAR,
 };
 use weir::rules::key::{self, Key, Part};
 use weir::store::memory::{DEFAULT_MAX_COUNTERS, MemoryStore};
@@ -30,13 +30,14 @@ const REQUESTS: usize = 30_000;
 const ROUNDS: usize = 100;
 const MAX_REQUESTS_A_BATCH: u64 = 64;
 
-const ALGORITHMS: [Algorithm; 6] = [
+const ALGORITHMS: [Algorithm; 7] = [
     Algorithm::FixedWindow,
     Algorithm::SlidingLog,
     Algorithm::SlidingCounter,
     Algorithm::TokenBucket,
     Algorithm::LeakyBucket,
     Algorithm::Penalty,
+    Algorithm::Calendar,
 ];
 const WINDOWS: [Micros; 11] = [250, SECOND, 10 * SECOND, MINUTE, 61 * SECOND, HOUR, DAY, DAY + SECOND, WEEK, YEAR, 10 * YEAR];
 
@@ -110,7 +111,10 @@ impl Run {
         self.counters = (0..few)
             .map(|number| {
                 let algorithm = self.random.one_of(&ALGORITHMS);
-                let window = self.random.one_of(&WINDOWS);
+                let window = match algorithm {
+                    Algorithm::Calendar => self.random.one_of(&[DAY, MONTH]),
+                    _ => self.random.one_of(&WINDOWS),
+                };
                 let name = format!("{}-{set}-{number}", self.seed);
                 let parts = [Part { key: b"counter", value: name.as_bytes(), shared: false }];
                 let shape = weir::limit::Shape { algorithm, window };
@@ -218,7 +222,7 @@ impl Run {
 
     fn check(&mut self, number: usize, is_refund: bool) -> Check {
         let random = &mut self.random;
-        let limit = self.counters[number].limit(random);
+        let limit = self.counters[number].limit(random, self.now.load(Ordering::Acquire));
         let operation = match is_refund {
             true => Operation::Refund,
             false => random.one_of(&[Operation::Take, Operation::Take, Operation::Take, Operation::Look, Operation::Report]),
@@ -245,8 +249,30 @@ impl Run {
 }
 
 impl Counter {
+    fn period(&self) -> Option<Period> {
+        let period = if self.window == DAY { Period::Day } else { Period::Month };
+        (self.algorithm == Algorithm::Calendar).then_some(period)
+    }
+
+    /// Periods of unequal length: one in three begins an hour late, one two hours.
+    fn edges(&self, number: u64) -> Edges {
+        [0, 1, 2].map(|more| (number + more) * self.window + (number + more) % 3 * HOUR)
+    }
+
+    fn period_at(&self, now: Micros) -> u64 {
+        let number = now / self.window;
+        if self.edges(number)[0] > now { number - 1 } else { number }
+    }
+
     /// Any size that this shape can have, small ones above all.
-    fn limit(&self, random: &mut Random) -> Limit {
+    fn limit(&self, random: &mut Random, now: Micros) -> Limit {
+        if let Some(period) = self.period() {
+            let few = 1 + random.below(12);
+            let requests = random.one_of(&[0, few, few, few, MAX_EXACT / 8]);
+            // A process whose clock is early or late names the period after or before.
+            let number = self.period_at(now) + random.one_of(&[0, 0, 1]) - random.one_of(&[0, 0, 1]);
+            return Limit::quota(period, requests).expect("a quota").on(self.edges(number));
+        }
         if self.algorithm == Algorithm::Penalty {
             return Limit::penalty(1 + random.below(self.window)).expect("a short block is a block");
         }
@@ -280,6 +306,9 @@ impl Counter {
     fn is_over(&self, state: &State, now: Micros) -> bool {
         let limit = match self.algorithm {
             Algorithm::Penalty => Limit::penalty(self.window),
+            Algorithm::Calendar => {
+                Limit::quota(self.period().expect("a period"), 1).map(|limit| limit.on(self.edges(self.period_at(now))))
+            }
             algorithm => Limit::new(algorithm, 1, self.window, None),
         };
         let limit = limit.expect("it is a small limit");
@@ -301,7 +330,7 @@ fn parse(value: &[u8], algorithm: Algorithm) -> State {
         })
         .collect();
     match (algorithm, numbers.as_slice()) {
-        (Algorithm::FixedWindow, &[start, count]) => State::Window { start, count },
+        (Algorithm::FixedWindow | Algorithm::Calendar, &[start, count]) => State::Window { start, count },
         (Algorithm::SlidingCounter, &[start, current, previous]) => State::Counter { start, current, previous },
         (Algorithm::TokenBucket | Algorithm::LeakyBucket, &[at, debt]) => State::Meter { at, debt },
         (Algorithm::Penalty, &[until]) => State::Blocked { until },

@@ -71,9 +71,12 @@ fn descriptor_status(status: &Status, domain: Option<&Domain>, overrides: &[Rule
     }
     let (Some(shown), Some(domain)) = (status.shown.map(|shown| status.limits[shown]), domain) else { return answer };
     let Some(limit) = status.limit(domain, overrides) else { return answer };
-    // A limit that came with the request has no name.
+    // A limit that came with the request has no name; a quota has its own.
     let is_rules = !matches!(shown.source, Source::Override(_));
-    let name = status.rule.filter(|_| is_rules).and_then(|rule| domain.rule(rule).name.as_deref());
+    let name = match limit.limit.calendar() {
+        Some(_) => Some(&*limit.policy),
+        None => status.rule.filter(|_| is_rules).and_then(|rule| domain.rule(rule).name.as_deref()),
+    };
     answer.current_limit = Some(current_limit(&limit.limit, name.unwrap_or_default()));
     answer.limit_remaining = saturating(shown.outcome.remaining());
     answer.duration_until_reset = match shown.outcome {

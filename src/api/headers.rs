@@ -55,7 +55,8 @@ impl<'a> Told<'a> {
 
     /// All limits of the rule, or the one that came with the request.
     fn policies(&self) -> impl Iterator<Item = &'a RuleLimit> {
-        let (shown, limits) = (self.limit.map(|(limit, _)| limit), self.rule.map_or(&[][..], |rule| &rule.limits));
+        let (shown, limits) =
+            (self.limit.map(|(limit, _)| limit), self.rule.map_or(&[][..], |rule| rule.limits_of(self.status.tier)));
         let is_rules = |shown| limits.iter().any(|limit| std::ptr::eq(limit, shown));
         let own = shown.filter(|shown| !is_rules(*shown));
         let limits = if own.is_some() { &[] } else { limits };

@@ -269,6 +269,9 @@ impl<'c, 's> Compiler<'c, 's> {
         if let Some(node) = fields.get("limits") {
             limits::limits(node, default, path, report, drafts);
         }
+        if let Some(node) = fields.given("quota") {
+            limits::quota(node, path, report, drafts);
+        }
         if let Some(node) = fields.given("block_for") {
             let duration = fields::duration(node, &path.key("block_for"), report);
             drafts.blocks.extend(duration.map(|duration| (fields.place("block_for"), duration)));
@@ -286,7 +289,8 @@ impl<'c, 's> Compiler<'c, 's> {
             report.error(fields.place("deny"), path, "a rule cannot both `allow` and `deny`").hint("keep one of the two");
         }
         if decides && has_limits {
-            let (key, limits) = (if allow { "allow" } else { "deny" }, if fields.has("limits") { "limits" } else { "rate_limit" });
+            let limits = ["limits", "rate_limit", "quota"].into_iter().find(|key| fields.has(key)).unwrap_or("limits");
+            let key = if allow { "allow" } else { "deny" };
             let message = format!("`{limits}` does nothing beside `{key}: true`, which counts nothing");
             report.error(fields.place(limits), path, message).hint("keep one of the two");
         }
@@ -323,12 +327,14 @@ impl<'c, 's> Compiler<'c, 's> {
 
 /// Names the limits of a rule: its label, with the limit where there are several.
 fn rule_limits(drafts: Vec<limits::Draft>, label: &str) -> Vec<RuleLimit> {
-    let several = drafts.len() > 1;
+    let several = drafts.iter().filter(|draft| draft.limit.calendar().is_none()).count() > 1;
     let mut policies: HashSet<String> = HashSet::new();
     let rule_limit = |draft: limits::Draft| {
         let limit = draft.limit;
         let mut policy = label.to_owned();
-        if several {
+        if let Some(period) = limit.calendar() {
+            policy = format!("{label}/{}", period.name());
+        } else if several {
             policy = format!("{label}/{}-per-{}", limit.requests(), key::duration(limit.window()));
             if policies.contains(&policy) {
                 policy = format!("{policy}-{}", limit.algorithm().name());

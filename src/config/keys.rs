@@ -14,10 +14,11 @@ pub enum Level {
     Replaces,
     /// The map form of `value`.
     Value,
+    Quota,
 }
 
 impl Level {
-    pub const ALL: [Level; 8] = [
+    pub const ALL: [Level; 9] = [
         Level::Document,
         Level::Defaults,
         Level::Response,
@@ -26,6 +27,7 @@ impl Level {
         Level::Limit,
         Level::Replaces,
         Level::Value,
+        Level::Quota,
     ];
 
     /// As it stands in a sentence: "in …".
@@ -39,6 +41,7 @@ impl Level {
             Level::Limit => "an item of `limits`",
             Level::Replaces => "an item of `replaces`",
             Level::Value => "`value`",
+            Level::Quota => "`quota`",
         }
     }
 
@@ -53,13 +56,17 @@ impl Level {
             Level::Limit => "in an item of the descriptor's `limits`",
             Level::Replaces => "in an item of `replaces`",
             Level::Value => "in the map form of `value`",
+            Level::Quota => "in a `quota`",
         }
     }
 }
 
 /// The keys of each level.
-pub const KEYS: [(Level, &[&str]); 8] = [
-    (Level::Document, &["domain", "descriptors", "subject", "defaults", "response", "costs", "accept_overrides", "accept_refunds"]),
+pub const KEYS: [(Level, &[&str]); 9] = [
+    (
+        Level::Document,
+        &["domain", "descriptors", "subject", "defaults", "response", "timezone", "costs", "accept_overrides", "accept_refunds"],
+    ),
     (Level::Defaults, &["algorithm", "on_store_failure"]),
     (Level::Response, &["headers", "body", "metadata", "reset_format"]),
     (
@@ -69,6 +76,7 @@ pub const KEYS: [(Level, &[&str]); 8] = [
             "value",
             "rate_limit",
             "limits",
+            "quota",
             "descriptors",
             "name",
             "block_for",
@@ -106,24 +114,12 @@ pub const KEYS: [(Level, &[&str]); 8] = [
     ),
     (Level::Replaces, &["name"]),
     (Level::Value, &["one_of", "cidr", "regex"]),
+    (Level::Quota, &["daily", "monthly"]),
 ];
 
 /// Keys that the language has and this version does not.
-const PLANNED: [&str; 13] = [
-    "timezone",
-    "tiers",
-    "default_tier",
-    "priority",
-    "adaptive",
-    "tests",
-    "quota",
-    "reserve",
-    "consistency",
-    "deny_body",
-    "tier",
-    "use",
-    "max_waiting",
-];
+const PLANNED: [&str; 11] =
+    ["tiers", "default_tier", "priority", "adaptive", "tests", "reserve", "consistency", "deny_body", "tier", "use", "max_waiting"];
 
 /// What is wrong with a key, and what to write instead.
 #[derive(Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use super::fields::{self, Amount, Fields, describe};
 use super::keys::{self, Level};
 use super::problem::{Path, Report};
 use super::raw::{Kind, Node, Scalar, Span, Value};
-use crate::limit::{Algorithm, Limit, LimitError, Micros, Shape};
+use crate::limit::{Algorithm, Limit, LimitError, Micros, Period, Shape};
 use crate::rules::{ChargeRule, Unit};
 
 /// The algorithms that a rule can name.
@@ -18,6 +18,8 @@ pub(crate) const ALGORITHMS: [(&str, Algorithm); 5] = [
 
 const CHARGES: [(&str, ChargeRule); 3] =
     [("auto", ChargeRule::Auto), ("admitted", ChargeRule::Admitted), ("always", ChargeRule::Always)];
+
+const QUOTAS: [(&str, Period); 2] = [("daily", Period::Day), ("monthly", Period::Month)];
 
 /// What the limits of one descriptor come to.
 #[derive(Debug, Default)]
@@ -147,6 +149,32 @@ pub(crate) fn limits(node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_
                 None => drafts.written += 1,
             },
         }
+    }
+}
+
+/// Reads `quota`: calendar limits beside the others. `-1` is no quota.
+pub(crate) fn quota(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>, drafts: &mut Drafts) {
+    let path = path.key("quota");
+    let is_only = drafts.written == 0;
+    drafts.written += 1;
+    let errors = report.errors();
+    let Some(fields) = Fields::read(node, Level::Quota, &path, report) else { return };
+    let mut given = 0;
+    for (key, period) in QUOTAS {
+        let Some(node) = fields.given(key) else { continue };
+        given += 1;
+        let Some(Amount::Requests(requests)) = fields::amount(node, &path.key(key), report) else { continue };
+        match Limit::quota(period, requests) {
+            Ok(limit) => drafts.limits.push(Draft { at: fields.place(key), limit, charge: None, max_wait: None }),
+            Err(error) => {
+                report.error(node.at, path.key(key), error.to_string());
+            }
+        }
+    }
+    if given == 0 && report.errors() == errors {
+        report.error(node.at, path, "`quota` is empty: it limits nothing").hint("give it `daily`, `monthly`, or both");
+    } else if is_only && drafts.limits.is_empty() {
+        drafts.unlimited = Some(node.at);
     }
 }
 

@@ -14,6 +14,7 @@ use super::{LoadOptions, SourceFile};
 use crate::limit::Algorithm;
 use crate::rules::tier::Plans;
 use crate::rules::{Domain, OnStoreFailure, ResetFormat, ResponseOptions, key};
+use jiff::tz::TimeZone;
 
 pub(crate) const ON_STORE_FAILURE: [(&str, OnStoreFailure); 4] = [
     ("error", OnStoreFailure::Error),
@@ -42,10 +43,12 @@ pub(crate) struct Settings {
     pub(crate) algorithm: Option<Algorithm>,
     pub(crate) on_store_failure: OnStoreFailure,
     pub(crate) plans: Plans,
+    /// `None`: UTC.
+    pub(crate) zone: Option<TimeZone>,
 }
 
 /// The keys of these settings.
-const SETTINGS: [&str; 6] = ["subject", "defaults", "response", "costs", "accept_overrides", "accept_refunds"];
+const SETTINGS: [&str; 7] = ["subject", "defaults", "response", "timezone", "costs", "accept_overrides", "accept_refunds"];
 
 /// One `domain:` document.
 struct Document<'n, 's> {
@@ -162,8 +165,10 @@ fn domain(name: &str, documents: &[Document<'_, '_>], reports: &mut [Report<'_>]
     if errors(reports) > before || documents.iter().any(|document| document.has_errors) {
         return None;
     }
+    let mut plans = settings.plans;
+    plans::add_calendar(&mut plans, settings.zone, &rules);
     Some(Domain {
-        plans: settings.plans,
+        plans,
         name: name.into(),
         file: documents.first().map_or("", |document| reports[document.file].file).into(),
         key_prefix: key::domain_prefix(&options.key_prefix, name.as_bytes()),
@@ -193,6 +198,7 @@ fn settings(path: &Path<'_>, documents: &[Document<'_, '_>], reports: &mut [Repo
             match key {
                 "subject" => settings.subject = subject(node, &path, report),
                 "response" => settings.response = response(node, &path, report),
+                "timezone" => settings.zone = plans::timezone(node, &path, report),
                 "costs" => settings.plans.costs = plans::costs(node, &path, report),
                 "accept_overrides" => settings.plans.accept_overrides = accepts(node, &path, report),
                 "accept_refunds" => settings.plans.accept_refunds = accepts(node, &path, report),

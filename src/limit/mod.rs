@@ -110,6 +110,14 @@ pub enum Period {
 }
 
 impl Period {
+    /// What a rule's limit of this period is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Period::Day => "daily",
+            Period::Month => "monthly",
+        }
+    }
+
     /// How long it nominally is: what stands in counter keys and answers.
     pub fn window(self) -> Micros {
         match self {

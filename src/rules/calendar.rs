@@ -1,12 +1,13 @@
 //! Days and months of a time zone, as tables made when the rules load, so that a decision looks edges up and computes none.
 
+use jiff::civil::{Date, date};
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, ToSpan, Zoned};
 
 use crate::limit::{Edges, MINUTE, Micros, Period};
 
-/// How far the tables reach: far longer than a process runs between two loads.
-const YEARS: i16 = 20;
+/// What the tables reach over: far longer than a process runs. Fixed, so that a table is the zone's and not the day's.
+const FIRST: Date = date(2020, 1, 1);
+const LAST: Date = date(2070, 1, 1);
 /// How far this process's clock may be ahead of the store's and still name the right period.
 const SKEW: Micros = MINUTE;
 
@@ -18,19 +19,15 @@ pub struct Calendar {
 }
 
 impl Calendar {
-    /// The edges from the month before `from` on.
-    ///
     /// # Errors
-    /// When the time lies outside of what the calendar can express.
-    pub fn new(zone: &TimeZone, from: Micros) -> Result<Calendar, jiff::Error> {
-        let from = Timestamp::from_microsecond(i64::try_from(from).unwrap_or(i64::MAX))?.to_zoned(zone.clone());
-        let first = from.first_of_month()?.start_of_day()?.checked_sub(1.month())?;
-        let last = first.checked_add(YEARS.years())?;
+    /// When the zone cannot say when one of its days begins.
+    pub fn new(zone: &TimeZone) -> Result<Calendar, jiff::Error> {
         let mut calendar = Calendar { days: Vec::new(), months: Vec::new() };
-        let mut day = first.date();
-        while day < last.date() {
+        let mut day = FIRST;
+        while day < LAST {
             // The day's first moment: midnight, or what follows it where the clocks skip midnight.
-            let start = micros(&day.to_zoned(zone.clone())?.start_of_day()?);
+            let start = day.to_zoned(zone.clone())?.start_of_day()?.timestamp().as_microsecond();
+            let start = u64::try_from(start).unwrap_or(0);
             calendar.days.push(start);
             if day.day() == 1 {
                 calendar.months.push(start);
@@ -51,23 +48,20 @@ impl Calendar {
     }
 }
 
-fn micros(time: &Zoned) -> Micros {
-    u64::try_from(time.timestamp().as_microsecond()).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::limit::{DAY, HOUR};
 
     fn at(text: &str) -> Micros {
-        micros(&text.parse::<Zoned>().expect("a time in a zone"))
+        let time: jiff::Zoned = text.parse().expect("a time in a zone");
+        u64::try_from(time.timestamp().as_microsecond()).expect("a time after 1970")
     }
 
     #[test]
     fn a_day_is_as_long_as_the_zone_makes_it() {
         let zone = TimeZone::get("Europe/Berlin").expect("a known zone");
-        let calendar = Calendar::new(&zone, at("2026-03-01T00:00[Europe/Berlin]")).expect("in range");
+        let calendar = Calendar::new(&zone).expect("a zone with days");
         let length = |text| {
             let [start, end, _] = calendar.edges(Period::Day, at(text));
             end - start
@@ -80,7 +74,7 @@ mod tests {
     #[test]
     fn months_begin_at_the_zones_midnight() {
         let zone = TimeZone::get("America/New_York").expect("a known zone");
-        let calendar = Calendar::new(&zone, at("2026-11-21T00:00[America/New_York]")).expect("in range");
+        let calendar = Calendar::new(&zone).expect("a zone with days");
         let edges = calendar.edges(Period::Month, at("2026-12-31T23:59[America/New_York]"));
         let months =
             ["2026-12-01T00:00[America/New_York]", "2027-01-01T00:00[America/New_York]", "2027-02-01T00:00[America/New_York]"];
@@ -89,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_clock_a_little_ahead_still_names_the_period_that_ends() {
-        let calendar = Calendar::new(&TimeZone::UTC, at("2026-11-21T00:00[UTC]")).expect("in range");
+        let calendar = Calendar::new(&TimeZone::UTC).expect("a zone with days");
         let edges = calendar.edges(Period::Day, at("2026-11-22T00:00:30[UTC]"));
         assert_eq!(edges, ["2026-11-21T00:00[UTC]", "2026-11-22T00:00[UTC]", "2026-11-23T00:00[UTC]"].map(at));
     }

@@ -68,6 +68,8 @@ pub fn domain_prefix(prefix: &str, domain: &[u8]) -> Vec<u8> {
 pub fn shape_suffix(shape: Shape) -> Vec<u8> {
     match shape.algorithm {
         Algorithm::Penalty => format!("|{}", shape.algorithm.name()).into_bytes(),
+        Algorithm::Calendar if shape.window == DAY => b"|quota|day".to_vec(),
+        Algorithm::Calendar => b"|quota|month".to_vec(),
         algorithm => format!("|{}|{}", algorithm.name(), duration(shape.window)).into_bytes(),
     }
 }

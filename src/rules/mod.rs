@@ -102,6 +102,12 @@ impl Rule {
         self.name.as_deref().unwrap_or(&self.path)
     }
 
+    /// Whether one of its limits follows the calendar.
+    pub fn has_quota(&self) -> bool {
+        let of_tiers = self.tiers.iter().flat_map(|tiers| &tiers.limits).flat_map(|tier| &tier.limits);
+        self.limits.iter().chain(of_tiers).any(|limit| limit.limit.calendar().is_some())
+    }
+
     /// Its limits for a tier, where they are a tier's; else its own.
     pub fn limits_of(&self, tier: Option<TierId>) -> &[RuleLimit] {
         match (&self.tiers, tier) {

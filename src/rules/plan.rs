@@ -413,12 +413,14 @@ fn merge_into(known: &mut Check, other: Check) {
 fn override_limit(descriptor: usize, given: LimitOverride, rule: Option<&Rule>) -> Result<RuleLimit, PlanError> {
     let unit = unit(descriptor, given)?;
     let window = unit.window().saturating_mul(u64::from(given.unit_multiplier.unwrap_or(1).max(1)));
-    let algorithm = rule.and_then(|rule| rule.limits.first()).map_or(Algorithm::FixedWindow, |first| first.limit.algorithm());
+    // A quota is no algorithm that a limit of any time could have.
+    let first = rule.and_then(|rule| rule.limits.first()).filter(|first| first.limit.calendar().is_none());
+    let algorithm = first.map_or(Algorithm::FixedWindow, |first| first.limit.algorithm());
     let requests = given.requests_per_unit;
     let limit = Limit::new(algorithm, u64::from(requests), window, None);
     let limit = limit.map_err(|reason| PlanError::BadOverride { descriptor, requests, reason })?;
     let mut limit = RuleLimit::new(limit, rule.map_or("override", Rule::label));
-    if let Some(first) = rule.and_then(|rule| rule.limits.first()) {
+    if let Some(first) = first {
         limit.charge = first.charge;
         limit.max_wait = first.max_wait;
     }

@@ -9,7 +9,7 @@ use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
 use super::script;
-use crate::limit::{Check, MAX_EXACT, Micros, Operation, Outcome, RetryAfter};
+use crate::limit::{Algorithm, Check, MAX_EXACT, Micros, Operation, Outcome, RetryAfter};
 use crate::store::{Group, Outcomes, StoreError};
 
 /// A check: algorithm, operation, mode, charge, owner; cost, max_delay, requests, window, burst, tick.
@@ -77,9 +77,12 @@ fn pack(bytes: &mut Vec<u8>, check: &Check) {
     bytes.extend_from_slice(&check.owner.to_le_bytes());
     let cost = if check.operation == Operation::Look { 0 } else { check.cost };
     let max_delay = check.max_delay.map_or(-1.0, exact);
-    for number in
-        [exact(cost), max_delay, exact(limit.requests()), exact(limit.window()), exact(limit.burst()), exact(limit.tick())]
-    {
+    // A calendar quota has edges where the others have their window, burst and tick.
+    let [window, burst, tick] = match limit.algorithm() {
+        Algorithm::Calendar => limit.edges(),
+        _ => [limit.window(), limit.burst(), limit.tick()],
+    };
+    for number in [exact(cost), max_delay, exact(limit.requests()), exact(window), exact(burst), exact(tick)] {
         bytes.extend_from_slice(&number.to_le_bytes());
     }
 }

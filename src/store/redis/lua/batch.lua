@@ -9,7 +9,7 @@ local CHECK, CHECK_SIZE = '<BBBBHdddddd', 54
 -- A state that no algorithm takes for its own.
 local NOT_OURS = ''
 
-local makers, made = { fixed_window, sliding_log, sliding_counter, bucket, bucket, penalty }, {}
+local makers, made = { fixed_window, sliding_log, sliding_counter, bucket, bucket, penalty, calendar }, {}
 
 -- A check from its packed form.
 local function check_of(packed)
