@@ -183,6 +183,9 @@ impl<S: Store> Limiter<S> {
             Ok(plan) => plan,
             Err(problem) => return Answer::Invalid(problem.to_string()),
         };
+        if plan.unknown_tiers > 0 {
+            self.shared.metrics.unknown_tiers.inc_by(plan.unknown_tiers as u64);
+        }
         let mut degraded = None;
         let outcomes = if plan.group.checks.is_empty() {
             Outcomes::new()

@@ -25,6 +25,9 @@ fn heading(level: Level) -> &'static str {
         Level::Replaces => "replaces",
         Level::Value => "Value",
         Level::Quota => "Quota",
+        Level::Tier => "Tiers",
+        Level::TierSource => "Tier of a rule",
+        Level::Priority => "Priority",
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::rules::key::duration;
-use crate::rules::{Rule, RuleLimit, RuleSet};
+use crate::rules::{Domain, Rule, RuleLimit, RuleSet};
 
 /// Domains by name, rules as they are written.
 pub(super) fn text(rules: &RuleSet) -> String {
@@ -13,14 +13,14 @@ pub(super) fn text(rules: &RuleSet) -> String {
     for domain in domains {
         let _ = writeln!(text, "{} ({})", domain.name, domain.file);
         for rule in &domain.rules {
-            let _ = writeln!(text, "  {}", line(rule));
+            let _ = writeln!(text, "  {}", line(rule, domain));
         }
     }
     text
 }
 
 /// `path=/ai,user_id (ai): 2/1s fixed_window, 10/1h fixed_window, shadow_mode`.
-fn line(rule: &Rule) -> String {
+fn line(rule: &Rule, domain: &Domain) -> String {
     let name = rule.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
     let switches = [
         (rule.unlimited, "unlimited"),
@@ -28,10 +28,15 @@ fn line(rule: &Rule) -> String {
         (rule.deny, "deny"),
         (rule.shadow, "shadow_mode"),
         (rule.quota, "quota_mode"),
+        (rule.reserve, "reserve"),
     ];
     let switches = switches.into_iter().filter(|(is_on, _)| *is_on).map(|(_, name)| name.to_owned());
     let block = rule.block.as_ref().map(|block| format!("block_for {}", duration(block.limit.window())));
-    let says: Vec<String> = rule.limits.iter().map(limit).chain(block).chain(switches).collect();
+    let tiers = rule.tiers.iter().flat_map(|tiers| tiers.limits.iter().zip(&domain.plans.tiers)).map(|(of, tier)| {
+        let limits: Vec<String> = of.limits.iter().map(limit).collect();
+        format!("tier {} {}", tier.name, if limits.is_empty() { "unlimited".to_owned() } else { limits.join(" + ") })
+    });
+    let says: Vec<String> = rule.limits.iter().map(limit).chain(tiers).chain(block).chain(switches).collect();
     format!("{}{name}: {}", rule.path, if says.is_empty() { "nothing".to_owned() } else { says.join(", ") })
 }
 

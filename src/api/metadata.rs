@@ -48,6 +48,9 @@ fn told(fields: &mut Fields, decided: &Decided) {
         fields.insert("rule".to_owned(), string(rule.label()));
         fields.insert("layer".to_owned(), string(&*rule.layer));
     }
+    if let (Some(tier), Some(domain)) = (told.status.tier, decided.domain()) {
+        fields.insert("tier".to_owned(), string(&*domain.plans.tier(tier).name));
+    }
     if let Some((limit, outcome)) = told.limit {
         fields.insert("limit".to_owned(), number(limit.limit.requests()));
         fields.insert("remaining".to_owned(), number(outcome.remaining()));

@@ -11,7 +11,9 @@ use super::pattern;
 use super::problem::{Path, Report};
 use super::raw::{Node, Span};
 use super::reach::{Place, Siblings};
+use super::tiers::TierUse;
 use crate::limit::{Algorithm, Limit};
+use crate::rules::tier::{RuleTiers, TierLimits};
 use crate::rules::tree::{self, Matcher};
 use crate::rules::{Block, Rule, RuleId, RuleLimit, key};
 
@@ -203,8 +205,8 @@ impl<'c, 's> Compiler<'c, 's> {
         let default = self.settings.algorithm;
         self.limits(fields, default, path, &mut drafts, &mut naming);
         let name = limits::name(fields, path, self.report());
-        let flags = ["allow", "deny", "shadow_mode", "quota_mode", "detailed_metric", "value_to_metric"];
-        let [allow, deny, shadow, quota, detailed, value] = flags.map(|key| self.flag(fields, key, path));
+        let flags = ["allow", "deny", "shadow_mode", "quota_mode", "detailed_metric", "value_to_metric", "reserve"];
+        let [allow, deny, shadow, quota, detailed, value, reserve] = flags.map(|key| self.flag(fields, key, path));
         for key in [("detailed_metric", detailed), ("value_to_metric", value)].into_iter().filter_map(|(key, on)| on.then_some(key))
         {
             self.note(fields, key, path);
@@ -212,6 +214,9 @@ impl<'c, 's> Compiler<'c, 's> {
         let own = fields.given("on_store_failure").map(|node| parse::on_store_failure(node, path, self.report()));
         let metadata = fields.given("metadata").and_then(|node| metadata::read(node, &path.key("metadata"), self.report()));
         self.effects(fields, &drafts, [allow, deny, shadow, quota], path);
+        if reserve {
+            self.reserve(fields, &drafts, path);
+        }
         if drafts.written == 0 && !allow && !deny {
             return None;
         }
@@ -225,6 +230,7 @@ impl<'c, 's> Compiler<'c, 's> {
             }
         });
         let limits = rule_limits(drafts.limits, label);
+        let tiers = drafts.tier.and_then(|wanted| self.tiers(wanted, label, path));
         let replaces: Vec<Box<str>> = naming.replaces.iter().map(|(_, name)| (*name).into()).collect();
         for (at, replaced) in naming.replaces {
             if name.as_deref() == Some(replaced) {
@@ -235,8 +241,8 @@ impl<'c, 's> Compiler<'c, 's> {
             self.replacements.push(Replacement { file: self.file, at, path, name: replaced.into() });
         }
         Some(Rule {
-            tiers: None,
-            reserve: false,
+            tiers,
+            reserve,
             name,
             path: trail.path.as_str().into(),
             layer: trail.layer.as_str().into(),
@@ -252,6 +258,51 @@ impl<'c, 's> Compiler<'c, 's> {
             metadata,
             source: format!("{}:{}", self.reports[self.file].file, fields.at.line).into(),
         })
+    }
+
+    /// What each tier means for a rule.
+    fn tiers(&mut self, wanted: TierUse, label: &str, path: &Path<'_>) -> Option<RuleTiers> {
+        let report = &mut self.reports[self.file];
+        let path = path.key("rate_limit");
+        let path = path.key("tier");
+        if self.settings.tiers.is_empty() {
+            report
+                .error(wanted.at, path, "the domain has no tiers")
+                .hint("write `tiers` and `default_tier` at the top of the document");
+            return None;
+        }
+        if !self.settings.has_default_tier {
+            let problem = report.error(wanted.at, path, "`default_tier` is missing: what do callers of no known tier get?");
+            problem.hint("name one of `tiers` at the top of the document");
+            return None;
+        }
+        let mut limits = Vec::with_capacity(self.settings.tiers.len());
+        for tier in &self.settings.tiers {
+            match tier.limits_for(&wanted) {
+                Ok(drafts) => limits.push(TierLimits { limits: rule_limits(drafts, label) }),
+                Err(message) => {
+                    report.error(wanted.at, path, message).hint("give the tier that set, or `use` one that all tiers have");
+                }
+            }
+        }
+        Some(RuleTiers { source: wanted.source, limits })
+    }
+
+    /// `reserve: true` needs classes, and limits that they share.
+    fn reserve(&mut self, fields: &Fields<'_, '_>, drafts: &Drafts, path: &Path<'_>) {
+        let has_classes = self.settings.has_priority;
+        let shared = drafts.limits.iter().any(|draft| draft.limit.calendar().is_none());
+        let at = fields.place("reserve");
+        let report = self.report();
+        if drafts.tier.is_some() {
+            let problem = report.error(at, path, "`reserve` does nothing where the limits are a tier's");
+            problem.hint("it is for limits that callers of several classes share");
+        } else if !has_classes {
+            let problem = report.error(at, path, "`reserve` does nothing in a domain without `priority`");
+            problem.hint("write `priority: {entry: priority, reserve: {low: 50%}}` at the top of the document");
+        } else if !shared && drafts.limits.len() == drafts.written {
+            report.error(at, path, "`reserve` does nothing without a rate limit").hint("leave it out");
+        }
     }
 
     fn limits<'n>(

@@ -15,10 +15,15 @@ pub enum Level {
     /// The map form of `value`.
     Value,
     Quota,
+    /// A tier, in `tiers`.
+    Tier,
+    /// The `tier` of a `rate_limit`.
+    TierSource,
+    Priority,
 }
 
 impl Level {
-    pub const ALL: [Level; 9] = [
+    pub const ALL: [Level; 12] = [
         Level::Document,
         Level::Defaults,
         Level::Response,
@@ -28,6 +33,9 @@ impl Level {
         Level::Replaces,
         Level::Value,
         Level::Quota,
+        Level::Tier,
+        Level::TierSource,
+        Level::Priority,
     ];
 
     /// As it stands in a sentence: "in …".
@@ -42,6 +50,9 @@ impl Level {
             Level::Replaces => "an item of `replaces`",
             Level::Value => "`value`",
             Level::Quota => "`quota`",
+            Level::Tier => "a tier",
+            Level::TierSource => "`tier`",
+            Level::Priority => "`priority`",
         }
     }
 
@@ -57,15 +68,31 @@ impl Level {
             Level::Replaces => "in an item of `replaces`",
             Level::Value => "in the map form of `value`",
             Level::Quota => "in a `quota`",
+            Level::Tier => "in a tier, below `tiers`",
+            Level::TierSource => "in the `tier` of a `rate_limit`",
+            Level::Priority => "in the document's `priority`",
         }
     }
 }
 
 /// The keys of each level.
-pub const KEYS: [(Level, &[&str]); 9] = [
+pub const KEYS: [(Level, &[&str]); 12] = [
     (
         Level::Document,
-        &["domain", "descriptors", "subject", "defaults", "response", "timezone", "costs", "accept_overrides", "accept_refunds"],
+        &[
+            "domain",
+            "descriptors",
+            "subject",
+            "defaults",
+            "response",
+            "timezone",
+            "tiers",
+            "default_tier",
+            "costs",
+            "priority",
+            "accept_overrides",
+            "accept_refunds",
+        ],
     ),
     (Level::Defaults, &["algorithm", "on_store_failure"]),
     (Level::Response, &["headers", "body", "metadata", "reset_format"]),
@@ -82,6 +109,7 @@ pub const KEYS: [(Level, &[&str]); 9] = [
             "block_for",
             "allow",
             "deny",
+            "reserve",
             "on_store_failure",
             "shadow_mode",
             "quota_mode",
@@ -104,6 +132,8 @@ pub const KEYS: [(Level, &[&str]); 9] = [
             "block_for",
             "max_wait",
             "charge",
+            "tier",
+            "use",
             "name",
             "replaces",
         ],
@@ -115,11 +145,13 @@ pub const KEYS: [(Level, &[&str]); 9] = [
     (Level::Replaces, &["name"]),
     (Level::Value, &["one_of", "cidr", "regex"]),
     (Level::Quota, &["daily", "monthly"]),
+    (Level::Tier, &["limits", "burst", "quota", "priority", "unlimited"]),
+    (Level::TierSource, &["entry", "assigned"]),
+    (Level::Priority, &["entry", "default", "reserve"]),
 ];
 
 /// Keys that the language has and this version does not.
-const PLANNED: [&str; 11] =
-    ["tiers", "default_tier", "priority", "adaptive", "tests", "reserve", "consistency", "deny_body", "tier", "use", "max_waiting"];
+const PLANNED: [&str; 5] = ["adaptive", "tests", "consistency", "deny_body", "max_waiting"];
 
 /// What is wrong with a key, and what to write instead.
 #[derive(Debug, PartialEq, Eq)]

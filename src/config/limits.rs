@@ -4,6 +4,7 @@ use super::fields::{self, Amount, Fields, describe};
 use super::keys::{self, Level};
 use super::problem::{Path, Report};
 use super::raw::{Kind, Node, Scalar, Span, Value};
+use super::tiers::{self, TierUse};
 use crate::limit::{Algorithm, Limit, LimitError, Micros, Period, Shape};
 use crate::rules::{ChargeRule, Unit};
 
@@ -31,13 +32,17 @@ pub(crate) struct Drafts {
     pub(crate) blocks: Vec<(Span, Micros)>,
     /// Limits that are written, good or bad.
     pub(crate) written: usize,
+    /// The limits are those of tiers.
+    pub(crate) tier: Option<TierUse>,
 }
 
 /// A limit that has no name yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Draft {
     pub(crate) at: Span,
     pub(crate) limit: Limit,
+    /// As it is written.
+    pub(crate) algorithm: Option<Algorithm>,
     pub(crate) charge: Option<ChargeRule>,
     pub(crate) max_wait: Option<Micros>,
 }
@@ -76,12 +81,33 @@ pub(crate) fn rate_limit<'n>(
                 return Naming::default();
             };
             let only_names = ["unit", "requests_per_unit", "window", "requests", "unlimited"].iter().all(|key| !fields.has(key));
-            if !(beside_limits && only_names) {
+            if fields.has("use") && !fields.has("tier") {
+                let problem = report.error(fields.place("use"), path, "`use` does nothing without `tier`");
+                problem.hint("it picks a set of limits of the caller's tier");
+            }
+            if fields.has("tier") {
+                by_tier(&fields, &path, report, drafts);
+            } else if !(beside_limits && only_names) {
                 limit(&fields, Level::RateLimit, default, &path, report, drafts);
             }
             naming(&fields, &path, report)
         }
     }
+}
+
+/// A `rate_limit` whose limits are those of the caller's tier.
+fn by_tier(fields: &Fields<'_, '_>, path: &Path<'_>, report: &mut Report<'_>, drafts: &mut Drafts) {
+    drafts.written += 1;
+    let own = keys::of(Level::Limit).iter().find(|key| **key != "block_for" && fields.given(key).is_some());
+    if let Some(key) = own {
+        let problem = report.error(fields.place(key), path, format!("`{key}` does nothing beside `tier`"));
+        problem.hint("the limits are those of the tiers: write it there");
+    }
+    if let Some(node) = fields.given("block_for") {
+        let duration = fields::duration(node, &path.key("block_for"), report);
+        drafts.blocks.extend(duration.map(|duration| (fields.place("block_for"), duration)));
+    }
+    drafts.tier = tiers::tier_use(fields, path, report);
 }
 
 fn naming<'n>(fields: &Fields<'n, '_>, path: &Path<'_>, report: &mut Report<'_>) -> Naming<'n> {
@@ -125,10 +151,14 @@ pub(crate) fn name<'n>(fields: &Fields<'n, '_>, path: &Path<'_>, report: &mut Re
 
 /// Reads `limits`: a list of maps and short forms, or one short form.
 pub(crate) fn limits(node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_>, report: &mut Report<'_>, drafts: &mut Drafts) {
-    let path = path.key("limits");
+    list(node, default, &path.key("limits"), report, drafts);
+}
+
+/// As [`limits`], whatever the list is called.
+pub(crate) fn list(node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_>, report: &mut Report<'_>, drafts: &mut Drafts) {
     let items = match &node.value {
         Value::List(items) => items,
-        Value::Scalar(Scalar { kind, .. }) if *kind != Kind::Null => return short(node, default, &path, report, drafts),
+        Value::Scalar(Scalar { kind, .. }) if *kind != Kind::Null => return short(node, default, path, report, drafts),
         _ => {
             drafts.written += 1;
             let message = format!("expected a list of limits or a short form, found {}", describe(node));
@@ -165,7 +195,7 @@ pub(crate) fn quota(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>, d
         given += 1;
         let Some(Amount::Requests(requests)) = fields::amount(node, &path.key(key), report) else { continue };
         match Limit::quota(period, requests) {
-            Ok(limit) => drafts.limits.push(Draft { at: fields.place(key), limit, charge: None, max_wait: None }),
+            Ok(limit) => drafts.limits.push(Draft { at: fields.place(key), limit, algorithm: None, charge: None, max_wait: None }),
             Err(error) => {
                 report.error(node.at, path.key(key), error.to_string());
             }
@@ -213,9 +243,10 @@ fn limit(
         return;
     };
     let burst = burst.flatten().map(|burst| burst.capacity(requests));
-    let algorithm = match algorithm.flatten() {
+    let written = algorithm.flatten();
+    let algorithm = match written {
         Some(algorithm) => algorithm,
-        None if burst.is_some() => default.filter(|default| default.is_bucket()).unwrap_or(Algorithm::TokenBucket),
+        None if burst.is_some() => bucket(default),
         None => default.unwrap_or(Algorithm::FixedWindow),
     };
     if max_wait.is_some() && algorithm != Algorithm::LeakyBucket {
@@ -224,12 +255,20 @@ fn limit(
         return;
     }
     match Limit::new(algorithm, requests, window, burst) {
-        Ok(limit) => drafts.limits.push(Draft { at: fields.at, limit, charge: charge.flatten(), max_wait: max_wait.flatten() }),
+        Ok(limit) => {
+            let (charge, max_wait) = (charge.flatten(), max_wait.flatten());
+            drafts.limits.push(Draft { at: fields.at, limit, algorithm: written, charge, max_wait });
+        }
         Err(error) => {
             let key = blamed(&error, fields);
             report.error(fields.get(key).map_or(fields.at, |node| node.at), path, error.to_string());
         }
     }
+}
+
+/// What a burst implies where no algorithm is named.
+pub(crate) fn bucket(default: Option<Algorithm>) -> Algorithm {
+    default.filter(|default| default.is_bucket()).unwrap_or(Algorithm::TokenBucket)
 }
 
 /// The key whose value a limit is refused for.
@@ -321,14 +360,14 @@ fn unit(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<Mic
 
 /// A bucket's capacity, as written.
 #[derive(Clone, Copy, Debug)]
-enum Burst {
+pub(crate) enum Burst {
     Capacity(u64),
     /// `+N`: on top of the requests.
     Above(u64),
 }
 
 impl Burst {
-    fn capacity(self, requests: u64) -> u64 {
+    pub(crate) fn capacity(self, requests: u64) -> u64 {
         match self {
             Burst::Capacity(capacity) => capacity,
             Burst::Above(more) => requests.saturating_add(more),
@@ -336,7 +375,7 @@ impl Burst {
     }
 }
 
-fn burst(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<Burst> {
+pub(crate) fn burst(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<Burst> {
     let parsed = match &node.value {
         Value::Scalar(scalar) => match scalar.text.strip_prefix('+') {
             Some(more) => fields::parse_amount(more).map(|amount| (amount, true)),
@@ -377,7 +416,7 @@ fn short(node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_>, report: &
             }
         };
         match limit {
-            Ok(limit) => drafts.limits.push(Draft { at: node.at, limit, charge: None, max_wait: None }),
+            Ok(limit) => drafts.limits.push(Draft { at: node.at, limit, algorithm: None, charge: None, max_wait: None }),
             Err(message) => {
                 report.error(node.at, path, message);
             }
@@ -411,6 +450,11 @@ impl Drafts {
         }
         if let [_, (at, _), ..] = self.blocks[..] {
             report.error(at, path, "a rule has at most one `block_for`").hint("write it once, on the descriptor");
+        }
+        if let (Some(tier), true) = (&self.tier, self.written > 1) {
+            report
+                .error(tier.at, path, "the rule has limits beside those of the tiers")
+                .hint("put them into the tiers, or into a rule of their own");
         }
         let mut seen: Vec<Shape> = Vec::with_capacity(self.limits.len());
         for draft in &self.limits {

@@ -17,6 +17,7 @@ mod plans;
 pub mod problem;
 mod raw;
 mod reach;
+mod tiers;
 pub mod watch;
 
 use std::collections::{BTreeSet, HashSet};

@@ -10,9 +10,10 @@ use super::limits;
 use super::plans;
 use super::problem::{Path, Problem, Report, Severity};
 use super::raw::{self, Node, Span};
+use super::tiers::{self, TierDraft};
 use super::{LoadOptions, SourceFile};
 use crate::limit::Algorithm;
-use crate::rules::tier::Plans;
+use crate::rules::tier::{Plans, Tier, TierId};
 use crate::rules::{Domain, OnStoreFailure, ResetFormat, ResponseOptions, key};
 use jiff::tz::TimeZone;
 
@@ -43,12 +44,29 @@ pub(crate) struct Settings {
     pub(crate) algorithm: Option<Algorithm>,
     pub(crate) on_store_failure: OnStoreFailure,
     pub(crate) plans: Plans,
+    pub(crate) tiers: Vec<TierDraft>,
+    /// Whether one is named, known or not.
+    pub(crate) has_default_tier: bool,
+    /// Whether there are classes, good or bad.
+    pub(crate) has_priority: bool,
     /// `None`: UTC.
     pub(crate) zone: Option<TimeZone>,
 }
 
 /// The keys of these settings.
-const SETTINGS: [&str; 7] = ["subject", "defaults", "response", "timezone", "costs", "accept_overrides", "accept_refunds"];
+/// Those that others depend on come first.
+const SETTINGS: [&str; 10] = [
+    "subject",
+    "defaults",
+    "response",
+    "timezone",
+    "tiers",
+    "default_tier",
+    "costs",
+    "priority",
+    "accept_overrides",
+    "accept_refunds",
+];
 
 /// One `domain:` document.
 struct Document<'n, 's> {
@@ -166,6 +184,7 @@ fn domain(name: &str, documents: &[Document<'_, '_>], reports: &mut [Report<'_>]
         return None;
     }
     let mut plans = settings.plans;
+    plans.attributes = plans::attributes(&plans, &rules);
     plans::add_calendar(&mut plans, settings.zone, &rules);
     Some(Domain {
         plans,
@@ -184,6 +203,7 @@ fn domain(name: &str, documents: &[Document<'_, '_>], reports: &mut [Report<'_>]
 fn settings(path: &Path<'_>, documents: &[Document<'_, '_>], reports: &mut [Report<'_>]) -> Settings {
     let mut settings = Settings::default();
     let mut seen: HashMap<&str, (usize, Span)> = HashMap::new();
+    let mut defaults_to = None;
     for document in documents {
         for key in SETTINGS {
             let Some(node) = document.fields.given(key) else { continue };
@@ -199,6 +219,15 @@ fn settings(path: &Path<'_>, documents: &[Document<'_, '_>], reports: &mut [Repo
                 "subject" => settings.subject = subject(node, &path, report),
                 "response" => settings.response = response(node, &path, report),
                 "timezone" => settings.zone = plans::timezone(node, &path, report),
+                "tiers" => settings.tiers = tiers::tiers(node, settings.algorithm, &path, report),
+                "default_tier" => {
+                    settings.has_default_tier = true;
+                    defaults_to = Some((document.file, node));
+                }
+                "priority" => {
+                    settings.has_priority = true;
+                    settings.plans.priority = plans::priority(node, &path, report);
+                }
                 "costs" => settings.plans.costs = plans::costs(node, &path, report),
                 "accept_overrides" => settings.plans.accept_overrides = accepts(node, &path, report),
                 "accept_refunds" => settings.plans.accept_refunds = accepts(node, &path, report),
@@ -206,7 +235,12 @@ fn settings(path: &Path<'_>, documents: &[Document<'_, '_>], reports: &mut [Repo
             }
         }
     }
-    settings.plans.attributes = plans::attributes(&settings.plans);
+    if let Some((file, node)) = defaults_to {
+        let place = tiers::default_tier(node, &settings.tiers, &path.key("default_tier"), &mut reports[file]);
+        settings.plans.default_tier = place.and_then(|place| u32::try_from(place).ok()).map(TierId);
+    }
+    let tiers = settings.tiers.iter().map(|tier| Tier { name: tier.name.clone(), priority: tier.priority });
+    settings.plans.tiers = tiers.collect();
     settings
 }
 

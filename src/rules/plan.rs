@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::key::{self, Key, Part};
 use super::request::{Descriptor, Entry, LimitOverride, Request};
-use super::tier::{self, Class, TierId, TierSource};
+use super::tier::{self, Class, RuleTiers, TierId, TierSource};
 use super::tree::Match;
 use super::{ChargeRule, Domain, Rule, RuleId, RuleLimit, Unit};
 use crate::limit::{Algorithm, Charge, Check, Limit, Micros, Mode, Operation};
@@ -129,6 +129,7 @@ pub fn plan(domain: &Domain, request: &Request<'_>, settings: PlanSettings, mome
     let mut planner = Planner {
         domain,
         request,
+        by_tier: domain.plans.priority.as_ref().and_then(|_| by_tier(domain, &found)),
         settings,
         moment,
         group: Group::default(),
@@ -161,6 +162,11 @@ fn find<'a>(domain: &'a Domain, entries: &[Entry<'a>]) -> Option<Match<'a>> {
     }
     let matched: SmallVec<[Entry<'a>; 4]> = entries.iter().copied().filter(|entry| !is_attribute(entry)).collect();
     domain.tree.find(&matched)
+}
+
+fn by_tier<'d>(domain: &'d Domain, found: &[Option<Match<'_>>]) -> Option<(usize, &'d RuleTiers)> {
+    let tiers = |found: &Option<Match<'_>>| domain.rule(found.as_ref()?.rule).tiers.as_ref();
+    found.iter().enumerate().find_map(|(place, found)| Some((place, tiers(found)?)))
 }
 
 /// The limit that a descriptor brings, from a caller that may.
@@ -216,6 +222,8 @@ fn verdict(kinds: &[Kind], found: &[Option<Match<'_>>], settings: PlanSettings) 
 struct Planner<'a, 'r> {
     domain: &'a Domain,
     request: &'a Request<'r>,
+    /// The first descriptor whose rule goes by tiers, where there are classes: their tier may have one.
+    by_tier: Option<(usize, &'a RuleTiers)>,
     settings: PlanSettings,
     moment: Moment,
     group: Group,
@@ -237,12 +245,7 @@ impl<'r> Planner<'_, 'r> {
     /// The limits of a rule for this descriptor: its own, or those of the caller's tier.
     fn limits<'d>(&mut self, rule: &'d Rule, descriptor: &Descriptor<'r>, planned: &mut Planned) -> &'d [RuleLimit] {
         let Some(tiers) = &rule.tiers else { return &rule.limits };
-        let named = match &tiers.source {
-            TierSource::Entry(key) => {
-                tier::attribute(self.request, descriptor, key).and_then(|name| self.domain.plans.tier_named(name))
-            }
-            TierSource::Assigned(_) => None,
-        };
+        let named = self.named_tier(tiers, descriptor);
         if named.is_none() {
             self.unknown_tiers += 1;
         }
@@ -250,11 +253,27 @@ impl<'r> Planner<'_, 'r> {
         planned.tier.and_then(|tier| tiers.limits.get(tier.0 as usize)).map_or(&[], |tier| &tier.limits)
     }
 
-    /// How important the request is: what it says, else what its tier says, else the domain's default.
-    fn class(&self, descriptor: &Descriptor<'r>, tier: Option<TierId>) -> Option<Class> {
+    /// The caller's tier, if it is a known one.
+    fn named_tier(&self, tiers: &RuleTiers, descriptor: &Descriptor<'r>) -> Option<TierId> {
+        match &tiers.source {
+            TierSource::Entry(key) => {
+                tier::attribute(self.request, descriptor, key).and_then(|name| self.domain.plans.tier_named(name))
+            }
+            TierSource::Assigned(_) => None,
+        }
+    }
+
+    /// How important the request is: what it says, else what the tier of its first rule by tier says, else the domain's default.
+    fn class(&self, descriptor: &Descriptor<'r>) -> Option<Class> {
         let priority = self.domain.plans.priority.as_ref()?;
         let named = tier::attribute(self.request, descriptor, &priority.key).and_then(Class::parse);
-        named.or_else(|| tier.and_then(|tier| self.domain.plans.tier(tier).priority)).or(Some(priority.default))
+        let of_tier = || {
+            let (place, tiers) = self.by_tier?;
+            let descriptor = &self.request.descriptors[place];
+            let tier = self.named_tier(tiers, descriptor).or(self.domain.plans.default_tier)?;
+            self.domain.plans.tier(tier).priority
+        };
+        named.or_else(of_tier).or(Some(priority.default))
     }
 
     fn add(
@@ -294,10 +313,10 @@ impl<'r> Planner<'_, 'r> {
             planned.kind = Kind::Unlimited;
             return Ok(());
         }
-        let class = if rule.reserve { self.class(descriptor, planned.tier) } else { None };
+        let class = if rule.reserve { self.class(descriptor) } else { None };
         for (number, limit) in limits.iter().enumerate() {
             let mut check = self.check(descriptor, limit, planned.cost, mode, owner);
-            if let (Some(priority), Some(class)) = (&domain.plans.priority, class) {
+            if let (Some(priority), Some(class), None) = (&domain.plans.priority, class, limit.limit.calendar()) {
                 check.limit = priority.usable(&check.limit, class);
             }
             let key = key::key(&domain.key_prefix, &entries, &limit.key_suffix);

@@ -23,6 +23,8 @@ pub struct Metrics {
     pub rules: RuleCounters,
     /// Calls that named no domain of the rules.
     pub unknown_domains: Counter,
+    /// Descriptors that got their domain's default tier.
+    pub unknown_tiers: Counter,
     pub errors: Errors,
     pub degraded: Degraded,
     pub store: Store,
@@ -96,6 +98,8 @@ impl Metrics {
         registry.register_collector(Box::new(rules.clone()));
         let unknown_domains = Counter::default();
         registry.register("unknown_domain", "Calls for a domain that no rules are loaded for", unknown_domains.clone());
+        let unknown_tiers = Counter::default();
+        registry.register("unknown_tier", "Descriptors that named no known tier and got the default one", unknown_tiers.clone());
         let ready = Gauge::default();
         registry.register("ready", "Whether calls may come: rules are loaded, the store answers, no shutdown", ready.clone());
         let replicas = Gauge::default();
@@ -103,6 +107,7 @@ impl Metrics {
         Metrics {
             rules,
             unknown_domains,
+            unknown_tiers,
             errors: Errors::new(&mut registry),
             degraded: Degraded::new(&mut registry),
             store: Store::new(&mut registry),
