@@ -7,6 +7,8 @@
 #![allow(unreachable_pub)] // It is a file of its own, used by one test file.
 
 use std::fmt;
+use std::fs;
+use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer};
@@ -21,7 +23,10 @@ use weir::rules::Unit;
 pub struct Case {
     pub name: String,
     /// A document without its `domain`, which is made of the case's name.
+    #[serde(default)]
     pub rules: String,
+    /// Instead: a file of `config/examples`, whose domain is called so too.
+    pub example: Option<String>,
     #[serde(default)]
     pub settings: Settings,
     /// Why it cannot be asked of a running server; cases in which time passes are not asked anyway.
@@ -272,7 +277,14 @@ impl Case {
 
     /// Its rules as a whole document.
     pub fn document(&self) -> String {
-        format!("domain: {}\n{}", self.domain(), self.rules)
+        let Some(example) = &self.example else { return format!("domain: {}\n{}", self.domain(), self.rules) };
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/examples").join(example);
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let lines = text.lines().map(|line| match line.strip_prefix("domain: ") {
+            Some(_) => format!("domain: {}\n", self.domain()),
+            None => format!("{line}\n"),
+        });
+        lines.collect()
     }
 
     /// Whether it can be asked of a server with a clock of its own.
