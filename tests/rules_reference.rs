@@ -28,6 +28,8 @@ fn heading(level: Level) -> &'static str {
         Level::Tier => "Tiers",
         Level::TierSource => "Tier of a rule",
         Level::Priority => "Priority",
+        Level::Test => "Tests",
+        Level::Step => "Test steps",
     }
 }
 

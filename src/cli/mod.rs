@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 pub mod bench;
+mod check;
 mod serve;
 mod welcome;
 
@@ -25,6 +26,8 @@ struct Cli {
 enum Command {
     /// Answers rate-limit calls; what `weir` does without a command.
     Serve(Given),
+    /// Tells every problem of the rules, then plays their own tests.
+    Check(check::CheckArgs),
     /// Measures any Envoy rate-limit service: rate, latency, answers, and the server's CPU per decision.
     Bench(Box<bench::BenchArgs>),
 }
@@ -37,6 +40,7 @@ pub fn run() -> anyhow::Result<()> {
     let Cli { command, serve } = Cli::parse();
     match command.unwrap_or(Command::Serve(serve)) {
         Command::Serve(given) => serve::run(&given),
+        Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(*args),
     }
 }

@@ -20,10 +20,13 @@ pub enum Level {
     /// The `tier` of a `rate_limit`.
     TierSource,
     Priority,
+    Test,
+    /// A step of a test.
+    Step,
 }
 
 impl Level {
-    pub const ALL: [Level; 12] = [
+    pub const ALL: [Level; 14] = [
         Level::Document,
         Level::Defaults,
         Level::Response,
@@ -36,6 +39,8 @@ impl Level {
         Level::Tier,
         Level::TierSource,
         Level::Priority,
+        Level::Test,
+        Level::Step,
     ];
 
     /// As it stands in a sentence: "in …".
@@ -53,6 +58,8 @@ impl Level {
             Level::Tier => "a tier",
             Level::TierSource => "`tier`",
             Level::Priority => "`priority`",
+            Level::Test => "a test",
+            Level::Step => "a step of a test",
         }
     }
 
@@ -71,12 +78,14 @@ impl Level {
             Level::Tier => "in a tier, below `tiers`",
             Level::TierSource => "in the `tier` of a `rate_limit`",
             Level::Priority => "in the document's `priority`",
+            Level::Test => "in an item of `tests`",
+            Level::Step => "in a step of a test",
         }
     }
 }
 
 /// The keys of each level.
-pub const KEYS: [(Level, &[&str]); 12] = [
+pub const KEYS: [(Level, &[&str]); 14] = [
     (
         Level::Document,
         &[
@@ -92,6 +101,7 @@ pub const KEYS: [(Level, &[&str]); 12] = [
             "priority",
             "accept_overrides",
             "accept_refunds",
+            "tests",
         ],
     ),
     (Level::Defaults, &["algorithm", "on_store_failure"]),
@@ -148,10 +158,12 @@ pub const KEYS: [(Level, &[&str]); 12] = [
     (Level::Tier, &["limits", "burst", "quota", "priority", "unlimited"]),
     (Level::TierSource, &["entry", "assigned"]),
     (Level::Priority, &["entry", "default", "reserve"]),
+    (Level::Test, &["name", "steps"]),
+    (Level::Step, &["at", "descriptors", "hits", "repeat", "expect", "limited_by"]),
 ];
 
 /// Keys that the language has and this version does not.
-const PLANNED: [&str; 5] = ["adaptive", "tests", "consistency", "deny_body", "max_waiting"];
+const PLANNED: [&str; 4] = ["adaptive", "consistency", "deny_body", "max_waiting"];
 
 /// What is wrong with a key, and what to write instead.
 #[derive(Debug, PartialEq, Eq)]

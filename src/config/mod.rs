@@ -17,6 +17,7 @@ mod plans;
 pub mod problem;
 mod raw;
 mod reach;
+mod rule_tests;
 mod tiers;
 pub mod watch;
 
@@ -28,6 +29,8 @@ pub use changes::Changes;
 pub use files::Fingerprint;
 use files::SourceFile;
 pub use problem::{Problem, Problems, Severity};
+
+pub use rule_tests::{RuleTest, TestStep};
 
 use crate::rules::{Domain, Rule, RuleSet};
 use parse::Compiled;
@@ -53,6 +56,8 @@ pub struct Loaded {
     pub kept: Vec<String>,
     /// Against the rules of before.
     pub changes: Changes,
+    /// The documents' own tests.
+    pub tests: Vec<RuleTest>,
     /// Of the files as they were read.
     pub fingerprint: Fingerprint,
 }
@@ -84,6 +89,7 @@ fn compile(found: files::Found, path: &Path, options: &LoadOptions, previous: &R
         problems.push(problem);
     }
     let mut kept = Vec::new();
+    let tests = std::mem::take(&mut compiled.tests);
     let mut rules = if previous.revision == 0 {
         first_rules(compiled, &problems)
     } else {
@@ -94,7 +100,7 @@ fn compile(found: files::Found, path: &Path, options: &LoadOptions, previous: &R
         rules.revision = previous.revision;
     }
     let (problems, warnings) = (Problems::new(problems), Problems::new(warnings));
-    Loaded { rules, problems, warnings, kept, changes, fingerprint: found.fingerprint }
+    Loaded { rules, problems, warnings, kept, changes, tests, fingerprint: found.fingerprint }
 }
 
 /// At the start all domains are good, or none is in force: the callers of the bad one would go unlimited.

@@ -10,6 +10,7 @@ use super::limits;
 use super::plans;
 use super::problem::{Path, Problem, Report, Severity};
 use super::raw::{self, Node, Span};
+use super::rule_tests::{self, RuleTest};
 use super::tiers::{self, TierDraft};
 use super::{LoadOptions, SourceFile};
 use crate::limit::Algorithm;
@@ -34,6 +35,7 @@ pub(crate) struct Compiled {
     /// Files of which not even the domains are known.
     pub(crate) unreadable: HashSet<String>,
     pub(crate) problems: Vec<Problem>,
+    pub(crate) tests: Vec<RuleTest>,
 }
 
 /// What stands at the top of a domain's documents.
@@ -97,7 +99,14 @@ pub(crate) fn compile(sources: &[SourceFile], options: &LoadOptions) -> Compiled
         }
     }
     for (name, documents) in &domains {
-        compiled.domains.insert((*name).to_owned(), domain(name, documents, &mut reports, options));
+        let domain = domain(name, documents, &mut reports, options);
+        let errors = |reports: &[Report<'_>]| reports.iter().map(Report::errors).sum::<usize>();
+        let before = errors(&reports);
+        for document in documents {
+            let Some(node) = document.fields.given("tests") else { continue };
+            compiled.tests.extend(rule_tests::read(name, node, &Path::domain(name), &mut reports[document.file]));
+        }
+        compiled.domains.insert((*name).to_owned(), domain.filter(|_| errors(&reports) == before));
     }
     compiled.problems = reports.into_iter().flat_map(|report| report.problems).collect();
     compiled
