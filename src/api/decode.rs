@@ -160,6 +160,16 @@ impl<'a> Fields<'a> {
 
     #[inline]
     fn varint(&mut self) -> Result<u64> {
+        match self.0.split_first() {
+            Some((&byte, rest)) if byte < 0x80 => {
+                self.0 = rest;
+                Ok(u64::from(byte))
+            }
+            _ => self.long_varint(),
+        }
+    }
+
+    fn long_varint(&mut self) -> Result<u64> {
         let mut number = 0;
         for shift in (0..70).step_by(7) {
             let (&byte, rest) = self.0.split_first().ok_or(DecodeError::Truncated)?;

@@ -141,7 +141,8 @@ fn framed(message: &impl Message) -> Bytes {
     let mut data = BytesMut::with_capacity(PREFIX + length);
     data.put_u8(0);
     data.put_u32(u32::try_from(length).expect("an answer is far shorter than 4 GiB"));
-    message.encode(&mut data).expect("there is room for it");
+    // Not `encode`, which would measure the message once more.
+    message.encode_raw(&mut data);
     data.freeze()
 }
 

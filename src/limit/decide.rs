@@ -61,6 +61,13 @@ pub struct Resolved {
     pub write: Option<(State, Micros)>,
 }
 
+impl From<Step> for Resolved {
+    /// Stored as it steps.
+    fn from(step: Step) -> Resolved {
+        Resolved { outcome: step.outcome, write: step.next.map(|next| (next, step.ttl)) }
+    }
+}
+
 impl Check {
     /// Whether it is stored just as it steps when it is the only check of its request.
     pub fn is_plain(&self) -> bool {
@@ -69,8 +76,7 @@ impl Check {
 
     /// What [`decide`] says of a plain check that is alone in a request which is not refused beforehand; most requests are that.
     pub fn decide_alone(&self, state: Option<&State>, now: Micros) -> Resolved {
-        let step = self.limit.step(state, now, self.cost, self.max_delay);
-        Resolved { outcome: step.outcome, write: step.next.map(|next| (next, step.ttl)) }
+        self.limit.step(state, now, self.cost, self.max_delay).into()
     }
 }
 
@@ -79,12 +85,17 @@ impl Check {
 /// checks on the same counters.
 pub fn decide(checks: &[Check], states: &[Option<&State>], now: Micros, refused: bool) -> SmallVec<[Resolved; 4]> {
     let mut steps: SmallVec<[Step; 4]> = checks.iter().zip(states).map(|(check, state)| first_step(check, *state, now)).collect();
+    let is_penalty = |check: &Check| check.limit.algorithm() == Algorithm::Penalty;
+    if !refused && steps.iter().all(|step| step.outcome.is_allowed()) && !checks.iter().any(is_penalty) {
+        // Nobody refuses, nobody is blocked.
+        return steps.into_iter().map(Resolved::from).collect();
+    }
     let over = owners(checks, &steps, |_, outcome| !outcome.is_allowed());
     let without_room = owners(checks, &steps, had_no_room);
     let refused = refused || is_refused(checks, &steps, &over);
     let mut resolved = SmallVec::with_capacity(checks.len());
     for (index, (check, state)) in checks.iter().zip(states).enumerate() {
-        if check.limit.algorithm() == Algorithm::Penalty {
+        if is_penalty(check) {
             let has_room = without_room.binary_search(&check.owner).is_err();
             resolved.push(resolve_penalty(check, *state, steps[index].outcome, now, has_room));
             continue;
@@ -133,16 +144,15 @@ fn had_no_room(check: &Check, outcome: &Outcome) -> bool {
 }
 
 fn resolve(check: &Check, state: Option<&State>, step: Step, now: Micros, counted: bool) -> Resolved {
-    let commits = |step: Step| Resolved { outcome: step.outcome, write: step.next.map(|next| (next, step.ttl)) };
     match check.operation {
-        Operation::Refund | Operation::Look => commits(step),
+        Operation::Refund | Operation::Look => step.into(),
         Operation::Take | Operation::Report => {
             let always = check.charge == Charge::Always || check.operation == Operation::Report;
             match step.outcome {
-                Outcome::Allowed { .. } if counted || always => commits(step),
+                Outcome::Allowed { .. } if counted || always => step.into(),
                 Outcome::Allowed { .. } => Resolved { outcome: check.limit.step(state, now, 0, None).outcome, write: None },
-                Outcome::Denied { .. } if always => commits(check.limit.charge(state, now, check.cost, check.max_delay)),
-                Outcome::Denied { .. } => commits(step),
+                Outcome::Denied { .. } if always => check.limit.charge(state, now, check.cost, check.max_delay).into(),
+                Outcome::Denied { .. } => step.into(),
             }
         }
     }
@@ -151,8 +161,7 @@ fn resolve(check: &Check, state: Option<&State>, step: Step, now: Micros, counte
 /// Blocks when a take of the same rule and counter key had no room.
 fn resolve_penalty(check: &Check, state: Option<&State>, outcome: Outcome, now: Micros, has_room: bool) -> Resolved {
     if outcome.is_allowed() && !has_room {
-        let step = penalty::block(&check.limit, now);
-        return Resolved { outcome: step.outcome, write: step.next.map(|next| (next, step.ttl)) };
+        return penalty::block(&check.limit, now).into();
     }
     let write = if check.operation == Operation::Take { penalty::shorten(&check.limit, state, now) } else { None };
     Resolved { outcome, write }

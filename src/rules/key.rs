@@ -21,6 +21,20 @@ pub const MAX_KEY: usize = 1024;
 /// How much of an overlong part stays readable before its digest.
 const CUT: usize = 32;
 
+/// Bytes that are written `%XX`, and those that are in an entry's key.
+const SPECIAL: [bool; 256] = table(b"%|{}");
+const SPECIAL_IN_KEYS: [bool; 256] = table(b"%|{}=~");
+
+const fn table(bytes: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut place = 0;
+    while place < bytes.len() {
+        table[bytes[place] as usize] = true;
+        place += 1;
+    }
+    table
+}
+
 /// A counter's name.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key(Vec<u8>);
@@ -111,10 +125,10 @@ pub fn key(domain_prefix: &[u8], entries: &[u8], shape_suffix: &[u8]) -> Key {
 fn escape(text: &mut EntriesText, part: &[u8], is_key: bool) {
     let start = text.len();
     let kept = if part.len() > MAX_PART { &part[..CUT] } else { part };
-    let is_special = |byte: u8| matches!(byte, b'%' | b'|' | b'{' | b'}') || is_key && matches!(byte, b'=' | b'~');
+    let special = if is_key { &SPECIAL_IN_KEYS } else { &SPECIAL };
     let mut rest = kept;
     // Nearly always there is nothing to escape.
-    while let Some(at) = rest.iter().position(|&byte| is_special(byte)) {
+    while let Some(at) = rest.iter().position(|&byte| special[usize::from(byte)]) {
         text.extend_from_slice(&rest[..at]);
         text.extend_from_slice(format!("%{:02X}", rest[at]).as_bytes());
         rest = &rest[at + 1..];
