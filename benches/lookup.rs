@@ -54,7 +54,7 @@ fn lookup(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::from_parameter(rules), |bencher| {
                 bencher.iter(|| {
                     turn = (turn + 1) % REQUESTS;
-                    let plan = plan(&domain, black_box(&requests[turn]), PlanSettings::default(), Moment::default());
+                    let plan = plan(&domain, black_box(&requests[turn]), PlanSettings::default(), Moment::default(), &());
                     assert_eq!(plan.as_ref().map_or(0, |plan| plan.group.checks.len()), 1, "a rule is found");
                     plan
                 });

@@ -16,8 +16,10 @@ use crate::limit::{Algorithm, Mode, Operation, Outcome, RetryAfter, SECOND};
 use crate::rules::decision::{self, Code, Decision, Degraded};
 use crate::rules::plan::{self, Moment, Plan, PlanSettings, Planned};
 use crate::rules::request::Request;
+use crate::rules::subject::Switch;
 use crate::rules::{Domain, OnStoreFailure, Rule, RuleLimit, RuleSet};
 use crate::store::memory::MemoryStore;
+use crate::store::records::{Record, RecordName, RecordView, Subscriber};
 use crate::store::{Group, Outcomes, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::rule_counters::{DomainCounters, RuleOutcome};
@@ -42,7 +44,12 @@ type Held = Arc<Arc<InForce>>;
 
 /// What all threads share.
 pub struct Shared {
+    /// The rules in force: those that were loaded, with the tiers that were defined since.
     in_force: ArcSwap<InForce>,
+    /// As they were loaded; locked while the rules in force are made of it.
+    loaded: Mutex<RuleSet>,
+    /// What operators said of single subjects, of tiers, and of everything.
+    records: RecordView,
     /// Decides for `on_store_failure: local`.
     local: MemoryStore,
     /// How many replicas share a limit while the store is away.
@@ -107,9 +114,9 @@ struct LoadedDomain {
 
 impl Shared {
     pub fn new(local: MemoryStore, settings: LimiterSettings) -> Shared {
-        let metrics = Arc::new(Metrics::new());
+        let (metrics, loaded, records) = (Arc::new(Metrics::new()), Mutex::default(), RecordView::default());
         metrics.replicas.set(1);
-        Shared { in_force: ArcSwap::default(), local, replicas: AtomicU32::new(1), settings, metrics }
+        Shared { in_force: ArcSwap::default(), loaded, records, local, replicas: AtomicU32::new(1), settings, metrics }
     }
 
     /// The rules in force; revision 0 while none are.
@@ -117,8 +124,25 @@ impl Shared {
         self.in_force.load().rules.clone()
     }
 
+    /// The rules as they were loaded: what the next load is compared with.
+    pub fn loaded(&self) -> RuleSet {
+        self.loaded.lock().clone()
+    }
+
     /// Puts other rules in force. Requests under way keep theirs.
     pub fn load(&self, rules: RuleSet) {
+        let mut loaded = self.loaded.lock();
+        *loaded = rules;
+        self.put_in_force(&loaded);
+    }
+
+    fn put_in_force(&self, loaded: &RuleSet) {
+        let mut rules = loaded.clone();
+        for (name, defined) in self.records.tiers().iter() {
+            if let Some(domain) = rules.domains.get_mut(name.as_bytes()) {
+                *domain = domain.with_tiers(defined.iter().map(|(name, definition)| (&**name, definition)));
+            }
+        }
         let labels = rules.domains.values().map(|domain| (&*domain.name, domain.rules.iter().map(Rule::label)));
         let counters = self.metrics.rules.load(labels);
         let with_counters = rules.domains.values().zip(counters);
@@ -131,6 +155,11 @@ impl Shared {
         &self.metrics
     }
 
+    /// What operators said while weir runs, as every decision goes by it.
+    pub fn records(&self) -> &RecordView {
+        &self.records
+    }
+
     /// How many replicas share each limit when every one decides by itself.
     pub fn set_replicas(&self, replicas: u32) {
         self.replicas.store(replicas.max(1), Ordering::Relaxed);
@@ -140,6 +169,22 @@ impl Shared {
     /// The store of `on_store_failure: local`.
     pub fn local(&self) -> &MemoryStore {
         &self.local
+    }
+}
+
+/// Goes by what changes in a store of records.
+impl Subscriber for Shared {
+    fn changed(&self, changes: Vec<(RecordName, Option<Record>)>) {
+        let loaded = self.loaded.lock();
+        if self.records.apply(changes) {
+            self.put_in_force(&loaded);
+        }
+    }
+
+    fn replaced(&self, records: Vec<(RecordName, Record)>) {
+        let loaded = self.loaded.lock();
+        self.records.replace(records);
+        self.put_in_force(&loaded);
     }
 }
 
@@ -172,14 +217,22 @@ impl<S: Store> Limiter<S> {
             return Answer::Unavailable("no rate limit configuration loaded".to_owned());
         }
         let Some(&place) = held.places.get(request.domain) else {
-            return Answer::Decided(Box::new(Decided { decision: unknown_domain(request), loaded: None, overrides: Vec::new() }));
+            return Answer::Decided(Box::new(Decided { decision: unlimited(request), loaded: None, overrides: Vec::new() }));
         };
         let domain = &*held.domains[place].domain;
         let usable = patience.map(|patience| patience.saturating_sub(RETURN_TIME));
-        let settings = self.shared.settings;
+        let mut settings = self.shared.settings;
+        match self.shared.records.switch(request.domain) {
+            Switch::Off => {}
+            Switch::AllowAll => {
+                let decided = Decided { decision: unlimited(request), loaded: Some((held, place)), overrides: Vec::new() };
+                return Answer::Decided(Box::new(decided));
+            }
+            Switch::ShadowAll => settings.plan.shadow = true,
+        }
         let usable_micros = usable.map(|usable| u64::try_from(usable.as_micros()).unwrap_or(u64::MAX));
         let moment = Moment { now: self.shared.local.clock().now(), patience: usable_micros };
-        let plan = match plan::plan(domain, request, settings.plan, moment) {
+        let plan = match plan::plan(domain, request, settings.plan, moment, &self.shared.records) {
             Ok(plan) => plan,
             Err(problem) => return Answer::Invalid(problem.to_string()),
         };
@@ -241,6 +294,8 @@ impl<S: Store> Limiter<S> {
             metrics.unknown_domains.inc();
             return;
         };
+        let shadows = self.shared.settings.plan.shadow
+            || self.shared.records.switch(loaded.domain.name.as_bytes()) == Switch::ShadowAll;
         for status in &decision.statuses {
             let Some(rule) = status.rule else {
                 loaded.counters.unmatched();
@@ -249,7 +304,7 @@ impl<S: Store> Limiter<S> {
             let outcome = match status.code {
                 Code::Ok if status.shadowed => RuleOutcome::ShadowOverLimit,
                 Code::Ok => RuleOutcome::Ok,
-                Code::OverLimit if self.shared.settings.plan.shadow => RuleOutcome::ShadowOverLimit,
+                Code::OverLimit if shadows => RuleOutcome::ShadowOverLimit,
                 Code::OverLimit => RuleOutcome::OverLimit,
             };
             loaded.counters.decided(rule.0 as usize, outcome);
@@ -338,8 +393,8 @@ fn well_formed(request: &Request<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// Every descriptor OK, without a limit.
-fn unknown_domain(request: &Request<'_>) -> Decision {
+/// Every descriptor OK, without a limit: for an unknown domain, and when everything is allowed.
+fn unlimited(request: &Request<'_>) -> Decision {
     let status = decision::Status {
         code: Code::Ok,
         rule: None,

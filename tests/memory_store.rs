@@ -128,10 +128,10 @@ fn a_request_of_several_rules_is_decided_at_once() {
     let domain = domain(&[(&[("user", "")], Rule { limits, ..rule() }), (&[("ip", "")], fixed(60, HOUR))]);
     let store = MemoryStore::new(clock().0, 1_000);
     let both = request([descriptor(&[("user", "u")]), descriptor(&[("ip", "1")])]);
-    let group = plan(&domain, &both, PlanSettings::default(), Moment::default()).expect("a plan").group;
+    let group = plan(&domain, &both, PlanSettings::default(), Moment::default(), &()).expect("a plan").group;
     assert_eq!(allowed_at_once(&store, 3_000, |_| group.clone()), 50);
     let ip = request([descriptor(&[("ip", "1")])]);
-    let group = plan(&domain, &ip, PlanSettings::default(), Moment::default()).expect("a plan").group;
+    let group = plan(&domain, &ip, PlanSettings::default(), Moment::default(), &()).expect("a plan").group;
     assert_eq!(allowed_at_once(&store, 3_000, |_| group.clone()), 10, "the refused left no trace");
 }
 

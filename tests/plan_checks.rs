@@ -232,6 +232,7 @@ mod overrides {
                 &request([Descriptor { limit, ..descriptor(&[("a", "1")]) }]),
                 PlanSettings::default(),
                 Moment::default(),
+                &(),
             );
             planned.map(|plan| plan.group.checks[0].limit.window())
         };
@@ -250,7 +251,7 @@ mod overrides {
         for base in [Rule { allow: true, ..rule() }, Rule { deny: true, ..rule() }, fixed(1, MINUTE)] {
             let domain = domain(&[(&[("a", "")], base)]);
             let request = request([descriptor(&[("a", "1")]), overridden(1, 9, descriptor(&[("a", "2")]))]);
-            let refused = plan(&domain, &request, PlanSettings::default(), Moment::default()).map(|plan| plan.verdict);
+            let refused = plan(&domain, &request, PlanSettings::default(), Moment::default(), &()).map(|plan| plan.verdict);
             assert_eq!(refused, Err(PlanError::UnknownUnit { descriptor: 1, unit: 9 }));
         }
     }
@@ -306,6 +307,7 @@ mod blocks_and_waits {
                 &request([descriptor(&[("a", "1")])]),
                 PlanSettings::default(),
                 Moment { patience, ..Moment::default() },
+                &(),
             );
             planned.expect("a plan").group.checks[0].max_delay
         };

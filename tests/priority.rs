@@ -45,7 +45,7 @@ impl Pool {
     fn is_allowed(&self, class: &str) -> bool {
         let domain = &self.rules.domains[&b"d"[..]];
         let asked = request([descriptor(&[("pool", "p"), ("priority", class)])]);
-        let plan = plan(domain, &asked, PlanSettings::default(), Moment::default()).expect("a plan");
+        let plan = plan(domain, &asked, PlanSettings::default(), Moment::default(), &()).expect("a plan");
         let outcomes = self.store.decide(&plan.group);
         decision::decide(domain, &plan, &outcomes, false).code == Code::Ok
     }

@@ -285,7 +285,8 @@ impl<'c, 's> Compiler<'c, 's> {
                 }
             }
         }
-        Some(RuleTiers { source: wanted.source, limits })
+        let set = wanted.set().into();
+        Some(RuleTiers { source: wanted.source, set, limits })
     }
 
     /// `reserve: true` needs classes, and limits that they share.

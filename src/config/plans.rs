@@ -1,11 +1,9 @@
 //! What plans are made of, at the top of a document: weights of requests, and which entries say something about a request
 //! rather than what it is for.
 
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use jiff::tz::{TimeZone, TimeZoneDatabase};
-use parking_lot::Mutex;
 
 use super::fields::{self, Amount, Fields, describe};
 use super::keys::{self, Level};
@@ -163,16 +161,11 @@ pub(super) fn timezone(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>
 
 /// Makes the tables of days and months that the rules' quotas need.
 pub(super) fn add_calendar(plans: &mut Plans, zone: Option<TimeZone>, rules: &[Rule]) {
-    /// By zone, of which there are some six hundred.
-    static CALENDARS: LazyLock<Mutex<HashMap<Box<str>, Arc<Calendar>>>> = LazyLock::new(Mutex::default);
     let zone = zone.unwrap_or(TimeZone::UTC);
     plans.timezone = zone.iana_name().unwrap_or("UTC").into();
     if !rules.iter().any(Rule::has_quota) {
         return;
     }
-    let mut calendars = CALENDARS.lock();
-    let calendar = calendars
-        .entry(plans.timezone.clone())
-        .or_insert_with(|| Arc::new(Calendar::new(&zone).expect("the days of the tables are within what every zone can say")));
-    plans.calendar = Some(Arc::clone(calendar));
+    let calendar = Calendar::of_zone(&plans.timezone);
+    plans.calendar = Some(calendar.expect("the days of the tables are within what every zone can say"));
 }

@@ -32,7 +32,7 @@ pub(crate) struct TierUse {
 }
 
 impl TierUse {
-    fn set(&self) -> &str {
+    pub(crate) fn set(&self) -> &str {
         self.set.as_deref().unwrap_or(DEFAULT_SET)
     }
 }

@@ -1,7 +1,11 @@
 //! Days and months of a time zone, as tables made when the rules load, so that a decision looks edges up and computes none.
 
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+
 use jiff::civil::{Date, date};
 use jiff::tz::TimeZone;
+use parking_lot::Mutex;
 
 use crate::limit::{Edges, MINUTE, Micros, Period};
 
@@ -35,6 +39,19 @@ impl Calendar {
             day = day.tomorrow()?;
         }
         Ok(calendar)
+    }
+
+    /// The one of this zone, by its name in the IANA database; made when it is first asked for. `None`: there is no such zone.
+    pub fn of_zone(name: &str) -> Option<Arc<Calendar>> {
+        /// Some six hundred at most.
+        static CALENDARS: LazyLock<Mutex<HashMap<Box<str>, Arc<Calendar>>>> = LazyLock::new(Mutex::default);
+        let mut calendars = CALENDARS.lock();
+        if let Some(known) = calendars.get(name) {
+            return Some(known.clone());
+        }
+        let made = Arc::new(Calendar::new(&TimeZone::get(name).ok()?).ok()?);
+        calendars.insert(name.into(), made.clone());
+        Some(made)
     }
 
     /// The edges around a time: the period that it is in (or was in a minute ago), and the next.

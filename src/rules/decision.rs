@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::plan::{Kind, Plan, Planned, PlannedCheck, Source, Verdict};
+use super::plan::{Kind, Plan, Planned, PlannedCheck, Source};
 use super::tier::TierId;
 use super::{Domain, RuleId, RuleLimit};
 use crate::limit::{Micros, Mode, Operation, Outcome, RetryAfter};
@@ -84,16 +84,22 @@ impl Status {
     pub fn limit_at<'a>(&self, place: usize, domain: &'a Domain, overrides: &'a [RuleLimit]) -> Option<&'a RuleLimit> {
         match self.limits.get(place)?.source {
             Source::Rule(number) => domain.rule(self.rule?).limits_of(self.tier).get(number),
-            Source::Override(number) => overrides.get(number),
+            Source::Override(number) | Source::Subject(number) => overrides.get(number),
+            Source::Blocked => None,
             Source::Block => domain.rule(self.rule?).limits_of(self.tier).first(),
         }
     }
 
     fn silent(planned: &Planned) -> Status {
         let Planned { kind, rule, tier, cost, .. } = *planned;
-        let code = if kind == Kind::Deny { Code::OverLimit } else { Code::Ok };
+        let code = if matches!(kind, Kind::Deny | Kind::Blocked(_)) { Code::OverLimit } else { Code::Ok };
         let unlimited = kind == Kind::Unlimited;
-        Status { code, rule, tier, shadowed: false, unlimited, limits: SmallVec::new(), shown: None, cost }
+        let mut limits = SmallVec::new();
+        if let Kind::Blocked(left) = kind {
+            let outcome = Outcome::Denied { remaining: 0, retry_after: RetryAfter::In(left) };
+            limits.push(LimitStatus { source: Source::Blocked, outcome });
+        }
+        Status { code, rule, tier, shadowed: false, unlimited, limits, shown: None, cost }
     }
 }
 
@@ -104,11 +110,11 @@ pub fn decide(domain: &Domain, plan: &Plan, outcomes: &[Outcome], shadow: bool) 
     let (mut quotas, mut quotas_over) = (0, 0);
     for planned in &plan.descriptors {
         let mut status = Status::silent(planned);
-        if let Verdict::Allowed(_) = plan.verdict {
+        if plan.verdict.admits() {
             status.code = Code::Ok;
         }
-        status.limits =
-            planned.checks.iter().map(|check| LimitStatus { source: check.source, outcome: outcomes[check.check] }).collect();
+        let limits = planned.checks.iter().map(|check| LimitStatus { source: check.source, outcome: outcomes[check.check] });
+        status.limits.extend(limits);
         status.shown = shown(&status.limits);
         let over = status.outcome().is_some_and(|outcome| !outcome.is_allowed());
         if let Some(first) = planned.checks.first() {

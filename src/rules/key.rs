@@ -72,9 +72,7 @@ pub struct Part<'a> {
 
 /// What the keys of all of a domain's counters begin with.
 pub fn domain_prefix(prefix: &str, domain: &[u8]) -> Vec<u8> {
-    let mut text = EntriesText::new();
-    escape(&mut text, domain, false);
-    [format!("{prefix}{STATE_VERSION}|").as_bytes(), &text].concat()
+    [format!("{prefix}{STATE_VERSION}|").as_bytes(), &self::domain(domain)].concat()
 }
 
 /// What the keys of all counters of this shape end with. A block's length is no part of it: a changed `block_for`
@@ -113,6 +111,77 @@ pub fn entries<'a>(parts: impl Iterator<Item = Part<'a>>, subject: usize) -> Ent
     text
 }
 
+/// The text between the braces of a counter whose subject is this entry.
+pub fn subject(part: Part<'_>) -> EntriesText {
+    let mut text = EntriesText::new();
+    escape(&mut text, part.key, true);
+    text.push(if part.shared { b'~' } else { b'=' });
+    escape(&mut text, part.value, false);
+    text
+}
+
+/// A subject as a person writes it, `key=value`, as it stands in counter keys. `%XX` is the byte XX; what has to be escaped and
+/// is not, is. `None` without a key.
+pub fn subject_named(written: &str) -> Option<EntriesText> {
+    let split = written.find(['=', '~'])?;
+    let (key, value) = (unescape(&written[..split]), &written[split + 1..]);
+    if key.is_empty() {
+        return None;
+    }
+    let shared = written.as_bytes()[split] == b'~';
+    if is_cut(value) {
+        // The rest of the value is not known: only its name in counter keys.
+        let mut text = subject(Part { key: &key, value: b"", shared });
+        text.extend_from_slice(value.as_bytes());
+        return Some(text);
+    }
+    Some(subject(Part { key: &key, value: &unescape(value), shared }))
+}
+
+/// A subject's text as something that can be shown, and read back by [`subject_named`].
+pub fn shown(subject: &[u8]) -> String {
+    let mut text = String::with_capacity(subject.len());
+    for chunk in subject.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|byte| format!("%{byte:02X}")));
+    }
+    text
+}
+
+/// A value that was too long and ends in its digest.
+fn is_cut(value: &str) -> bool {
+    let digest = value.rsplit_once("%#").map(|(_, digest)| digest);
+    digest.is_some_and(|digest| digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// The bytes that escaped text stands for.
+pub fn unescape(text: &str) -> Vec<u8> {
+    let text = text.as_bytes();
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while at < text.len() {
+        let hex = text.get(at + 1..at + 3).filter(|_| text[at] == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
+        match hex.filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit())).and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                at += 3;
+            }
+            None => {
+                bytes.push(text[at]);
+                at += 1;
+            }
+        }
+    }
+    bytes
+}
+
+/// A domain as it stands in keys.
+pub fn domain(name: &[u8]) -> EntriesText {
+    let mut text = EntriesText::new();
+    escape(&mut text, name, false);
+    text
+}
+
 /// A whole name.
 pub fn key(domain_prefix: &[u8], entries: &[u8], shape_suffix: &[u8]) -> Key {
     let mut text = Vec::with_capacity(domain_prefix.len() + entries.len() + shape_suffix.len());
@@ -145,11 +214,20 @@ fn digest_of(bytes: &[u8]) -> Vec<u8> {
     digest::digest(&digest::SHA256, bytes).as_ref().iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect()
 }
 
+const UNITS: [(Micros, &str); 6] = [(DAY, "d"), (HOUR, "h"), (MINUTE, "m"), (SECOND, "s"), (1_000, "ms"), (1, "us")];
+
 /// A duration in the largest unit that divides it: `60s` is `1m`, 90 s is `90s`.
 pub fn duration(micros: Micros) -> String {
-    let units = [(DAY, "d"), (HOUR, "h"), (MINUTE, "m"), (SECOND, "s"), (1_000, "ms"), (1, "us")];
-    let (unit, name) = units.into_iter().find(|(unit, _)| micros.is_multiple_of(*unit)).unwrap_or((1, "us"));
+    let (unit, name) = UNITS.into_iter().find(|(unit, _)| micros.is_multiple_of(*unit)).unwrap_or((1, "us"));
     format!("{}{name}", micros / unit)
+}
+
+/// What [`duration`] wrote.
+pub fn micros(duration: &str) -> Option<Micros> {
+    let digits = duration.bytes().take_while(u8::is_ascii_digit).count();
+    let (count, name) = duration.split_at(digits);
+    let (unit, _) = UNITS.into_iter().find(|(_, unit)| *unit == name)?;
+    count.parse::<Micros>().ok()?.checked_mul(unit)
 }
 
 #[cfg(test)]
@@ -211,8 +289,33 @@ mod tests {
     }
 
     #[test]
+    fn a_written_subject_is_the_tag_of_its_counters() {
+        let long = "x".repeat(200);
+        let cases: [(&[u8], &[u8]); 7] = [
+            (b"user", b"u1"),
+            (b"user", b"100%"),
+            (b"us=er", b"a=b~c"),
+            (b"us~er", b""),
+            (b"user", b"{a|b}"),
+            (b"user", b"%41\xff\xc3\xa4"),
+            (b"user", long.as_bytes()),
+        ];
+        for (key, value) in cases {
+            let tag = subject(Part { key, value, shared: false });
+            let entries = entries([Part { key, value, shared: false }].into_iter(), 0);
+            assert_eq!(super::key(b"w1|d", &entries, b"|x").tag(), &tag[..]);
+            assert_eq!(subject_named(&shown(&tag)), Some(tag));
+        }
+        let named = |written| subject_named(written).map(|text| shown(&text));
+        assert_eq!(named("user=a|b 5%"), Some("user=a%7Cb 5%25".to_owned()));
+        assert_eq!([named("user"), named("=u1"), named("")], [None, None, None]);
+    }
+
+    #[test]
     fn durations_use_their_largest_unit() {
         let texts = [60 * SECOND, 90 * SECOND, 7 * DAY, 1_500, 250_000].map(duration);
         assert_eq!(texts, ["1m", "90s", "7d", "1500us", "250ms"]);
+        assert_eq!(texts.map(|text| micros(&text)), [60 * SECOND, 90 * SECOND, 7 * DAY, 1_500, 250_000].map(Some));
+        assert_eq!(["", "1", "d", "1w", "-1d", "99999999999999d"].map(micros), [None; 6]);
     }
 }

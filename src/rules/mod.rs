@@ -7,8 +7,11 @@ pub mod calendar;
 pub mod decision;
 pub mod key;
 pub mod plan;
+pub mod precedence;
 pub mod request;
+pub mod subject;
 pub mod tier;
+pub mod tier_definition;
 pub mod tree;
 
 use std::collections::HashMap;
@@ -34,7 +37,7 @@ impl RuleSet {
 }
 
 /// One `domain:` document (or several merged).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Domain {
     pub name: Box<str>,
     /// The file that it came from, for messages.

@@ -1,12 +1,16 @@
 //! From a request to the checks that decide it: finds the rules, applies `replaces`, `allow`, `deny` and overrides, and merges
 //! checks of one counter.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use smallvec::SmallVec;
 
+use super::calendar::Calendar;
 use super::key::{self, Key, Part};
+use super::precedence::{self, Known};
+pub use super::precedence::{Kind, Verdict};
 use super::request::{Descriptor, Entry, LimitOverride, Request};
+use super::subject::{self, Records};
 use super::tier::{self, Class, RuleTiers, TierId, TierSource};
 use super::tree::Match;
 use super::{ChargeRule, Domain, Rule, RuleId, RuleLimit, Unit};
@@ -31,22 +35,12 @@ pub struct Plan {
     pub group: Group,
     /// One for each descriptor, in order.
     pub descriptors: SmallVec<[Planned; 2]>,
-    /// Limits that came with the request; [`Source::Override`] counts into it.
+    /// Limits that are not the rules': those that came with the request, and those of a subject's record. [`Source::Override`]
+    /// and [`Source::Subject`] count into it.
     pub overrides: Vec<RuleLimit>,
     pub verdict: Verdict,
     /// How many descriptors named a tier that is not there, or none, and got the default one.
     pub unknown_tiers: usize,
-}
-
-/// What the rules alone say about the whole request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The counters decide.
-    Counted,
-    /// An `allow` rule answers OK and nothing is counted.
-    Allowed(RuleId),
-    /// A `deny` rule of this descriptor refuses.
-    Denied { descriptor: usize, rule: RuleId },
 }
 
 /// What applies to one descriptor.
@@ -62,18 +56,6 @@ pub struct Planned {
     pub cost: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// No rule, or none that has anything to say.
-    Unmatched,
-    /// Dropped because another rule of the request replaces it.
-    Replaced,
-    Unlimited,
-    Allow,
-    Deny,
-    Limited,
-}
-
 /// A check of a descriptor: its place in the group, and the limit behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlannedCheck {
@@ -85,8 +67,12 @@ pub struct PlannedCheck {
 pub enum Source {
     /// The rule's limit of this place; where the rule's limits are a tier's, that tier's.
     Rule(usize),
-    /// The plan's override of this place.
+    /// The plan's override of this place: it came with the request.
     Override(usize),
+    /// The plan's override of this place: the rule's limit as it is for this subject.
+    Subject(usize),
+    /// The subject is blocked; no limit has a part in it.
+    Blocked,
     /// The rule's `block_for`.
     Block,
 }
@@ -121,29 +107,38 @@ pub struct Moment {
 ///
 /// # Errors
 /// For a limit override that is no limit.
-pub fn plan(domain: &Domain, request: &Request<'_>, settings: PlanSettings, moment: Moment) -> Result<Plan, PlanError> {
+pub fn plan(
+    domain: &Domain,
+    request: &Request<'_>,
+    settings: PlanSettings,
+    moment: Moment,
+    records: &dyn Records,
+) -> Result<Plan, PlanError> {
     let found: SmallVec<[Option<Match<'_>>; 2]> =
         request.descriptors.iter().map(|descriptor| find(domain, &descriptor.entries)).collect();
-    let kinds = kinds(domain, request, &found)?;
-    let verdict = verdict(&kinds, &found, settings);
+    let known = precedence::known(domain, request, &found, records);
+    let kinds = precedence::kinds(domain, request, &found, &known, moment.now)?;
+    let verdict = precedence::verdict(&kinds, &found, settings);
     let mut planner = Planner {
         domain,
         request,
         by_tier: domain.plans.priority.as_ref().and_then(|_| by_tier(domain, &found)),
         settings,
         moment,
+        records,
+        known,
         group: Group::default(),
         index: HashMap::default(),
         overrides: Vec::new(),
         unknown_tiers: 0,
     };
-    planner.group.refused = matches!(verdict, Verdict::Denied { .. });
+    planner.group.refused = verdict.refuses();
     let mut descriptors: SmallVec<[Planned; 2]> = SmallVec::with_capacity(kinds.len());
     for (place, ((descriptor, found), kind)) in request.descriptors.iter().zip(&found).zip(kinds).enumerate() {
         let rule = found.as_ref().map(|found| found.rule);
         let cost = planner.cost(descriptor);
         let mut planned = Planned { rule, kind, tier: None, checks: SmallVec::new(), cost };
-        if kind == Kind::Limited && !matches!(verdict, Verdict::Allowed(_)) {
+        if kind == Kind::Limited && !verdict.admits() {
             planner.add(place, descriptor, found.as_ref(), &mut planned)?;
         }
         descriptors.push(planned);
@@ -169,56 +164,6 @@ fn by_tier<'d>(domain: &'d Domain, found: &[Option<Match<'_>>]) -> Option<(usize
     found.iter().enumerate().find_map(|(place, found)| Some((place, tiers(found)?)))
 }
 
-/// The limit that a descriptor brings, from a caller that may.
-fn given_limit(domain: &Domain, descriptor: &Descriptor<'_>) -> Option<LimitOverride> {
-    descriptor.limit.filter(|_| domain.plans.accept_overrides)
-}
-
-/// What each descriptor comes to. Names to replace are collected from all matched rules, also from those that are replaced or
-/// only watch.
-fn kinds(domain: &Domain, request: &Request<'_>, found: &[Option<Match<'_>>]) -> Result<SmallVec<[Kind; 2]>, PlanError> {
-    let rules = || found.iter().map(|found| found.as_ref().map(|found| domain.rule(found.rule)));
-    let replaced: HashSet<&str, foldhash::fast::RandomState> =
-        rules().flatten().flat_map(|rule| &rule.replaces).map(|name| &**name).collect();
-    let kinds = request.descriptors.iter().zip(rules()).enumerate();
-    kinds
-        .map(|(place, (descriptor, rule))| {
-            let limit = given_limit(domain, descriptor);
-            if let Some(limit) = limit {
-                unit(place, limit)?;
-            }
-            let is_replaced = rule.and_then(|rule| rule.name.as_deref()).is_some_and(|name| replaced.contains(name));
-            Ok(kind(limit.is_some() && !descriptor.entries.is_empty(), rule, is_replaced))
-        })
-        .collect()
-}
-
-fn kind(is_overridden: bool, rule: Option<&Rule>, is_replaced: bool) -> Kind {
-    match rule {
-        Some(rule) if rule.deny && !rule.shadow && !is_replaced => Kind::Deny,
-        Some(rule) if rule.allow && !rule.shadow && !is_replaced => Kind::Allow,
-        _ if is_overridden => Kind::Limited,
-        None => Kind::Unmatched,
-        Some(rule) if rule.unlimited => Kind::Unlimited,
-        Some(_) if is_replaced => Kind::Replaced,
-        Some(rule) if rule.limits.is_empty() && rule.tiers.is_none() => Kind::Unmatched,
-        Some(_) => Kind::Limited,
-    }
-}
-
-/// `deny` beats `allow`; the first of either counts.
-fn verdict(kinds: &[Kind], found: &[Option<Match<'_>>], settings: PlanSettings) -> Verdict {
-    let first = |wanted: Kind| {
-        let place = kinds.iter().position(|&kind| kind == wanted)?;
-        found[place].as_ref().map(|found| (place, found.rule))
-    };
-    match (first(Kind::Deny), first(Kind::Allow)) {
-        (Some((descriptor, rule)), _) if !settings.shadow => Verdict::Denied { descriptor, rule },
-        (_, Some((_, rule))) => Verdict::Allowed(rule),
-        _ => Verdict::Counted,
-    }
-}
-
 struct Planner<'a, 'r> {
     domain: &'a Domain,
     request: &'a Request<'r>,
@@ -226,6 +171,8 @@ struct Planner<'a, 'r> {
     by_tier: Option<(usize, &'a RuleTiers)>,
     settings: PlanSettings,
     moment: Moment,
+    records: &'a dyn Records,
+    known: Known,
     group: Group,
     /// Places of counters, once there are many: by key and whether the check is a refund.
     index: HashMap<(Key, bool), usize, foldhash::fast::RandomState>,
@@ -245,22 +192,35 @@ impl<'r> Planner<'_, 'r> {
     /// The limits of a rule for this descriptor: its own, or those of the caller's tier.
     fn limits<'d>(&mut self, rule: &'d Rule, descriptor: &Descriptor<'r>, planned: &mut Planned) -> &'d [RuleLimit] {
         let Some(tiers) = &rule.tiers else { return &rule.limits };
-        let named = self.named_tier(tiers, descriptor);
-        if named.is_none() {
-            self.unknown_tiers += 1;
-        }
+        let (named, is_unknown) = self.named_tier(tiers, descriptor);
+        self.unknown_tiers += usize::from(is_unknown);
         planned.tier = named.or(self.domain.plans.default_tier);
         planned.tier.and_then(|tier| tiers.limits.get(tier.0 as usize)).map_or(&[], |tier| &tier.limits)
     }
 
-    /// The caller's tier, if it is a known one.
-    fn named_tier(&self, tiers: &RuleTiers, descriptor: &Descriptor<'r>) -> Option<TierId> {
-        match &tiers.source {
+    /// The caller's tier, if it is a known one; and whether it should have been. Nobody has to be assigned one.
+    fn named_tier(&self, tiers: &RuleTiers, descriptor: &Descriptor<'r>) -> (Option<TierId>, bool) {
+        let plans = &self.domain.plans;
+        let (named, is_expected) = match &tiers.source {
             TierSource::Entry(key) => {
-                tier::attribute(self.request, descriptor, key).and_then(|name| self.domain.plans.tier_named(name))
+                (tier::attribute(self.request, descriptor, key).and_then(|name| plans.tier_named(name)), true)
             }
-            TierSource::Assigned(_) => None,
+            TierSource::Assigned(key) => match self.assigned(key, descriptor) {
+                Some(name) => (plans.tier_named(name.as_bytes()), true),
+                None => (None, false),
+            },
+        };
+        (named, is_expected && named.is_none())
+    }
+
+    /// The name of the tier that was assigned to the subject that the entry of this key names.
+    fn assigned(&self, key: &[u8], descriptor: &Descriptor<'r>) -> Option<Box<str>> {
+        if self.records.is_empty() {
+            return None;
         }
+        let value = tier::attribute(self.request, descriptor, key)?;
+        let name = subject::name(self.domain.name.as_bytes(), Part { key, value, shared: false });
+        self.records.find(&name)?.tier.clone()
     }
 
     /// How important the request is: what it says, else what the tier of its first rule by tier says, else the domain's default.
@@ -270,7 +230,7 @@ impl<'r> Planner<'_, 'r> {
         let of_tier = || {
             let (place, tiers) = self.by_tier?;
             let descriptor = &self.request.descriptors[place];
-            let tier = self.named_tier(tiers, descriptor).or(self.domain.plans.default_tier)?;
+            let tier = self.named_tier(tiers, descriptor).0.or(self.domain.plans.default_tier)?;
             self.domain.plans.tier(tier).priority
         };
         named.or_else(of_tier).or(Some(priority.default))
@@ -289,9 +249,13 @@ impl<'r> Planner<'_, 'r> {
             None => self.entries(descriptor.entries.iter().map(|entry| Part { key: entry.key, value: entry.value, shared: false })),
         };
         let rule = found.map(|found| domain.rule(found.rule));
+        let record = self.known.get(place).cloned().flatten();
         let owner = u16::try_from(place).unwrap_or(u16::MAX);
-        if let Some(limit) = given_limit(domain, descriptor) {
-            let limit = override_limit(place, limit, rule)?;
+        if let Some(limit) = precedence::given_limit(domain, descriptor) {
+            let mut limit = override_limit(place, limit, rule)?;
+            if let Some(record) = &record {
+                limit.limit = record.multiplied(&limit.limit);
+            }
             let mut check = self.check(descriptor, &limit, planned.cost, Mode::Enforce, owner);
             if self.settings.shadow {
                 check.mode = Mode::Shadow;
@@ -308,7 +272,10 @@ impl<'r> Planner<'_, 'r> {
             _ if self.settings.quota || rule.quota => Mode::Quota,
             _ => Mode::Enforce,
         };
-        let limits = self.limits(rule, descriptor, planned);
+        let own = self.limits(rule, descriptor, planned);
+        let given = record.and_then(|record| record.limits(rule, own));
+        let limits = given.as_deref().unwrap_or(own);
+        let first_given = self.overrides.len();
         if limits.is_empty() {
             planned.kind = Kind::Unlimited;
             return Ok(());
@@ -321,8 +288,10 @@ impl<'r> Planner<'_, 'r> {
             }
             let key = key::key(&domain.key_prefix, &entries, &limit.key_suffix);
             let check = self.merge(key, check);
-            planned.checks.push(PlannedCheck { check, source: Source::Rule(number) });
+            let source = if given.is_some() { Source::Subject(first_given + number) } else { Source::Rule(number) };
+            planned.checks.push(PlannedCheck { check, source });
         }
+        self.overrides.extend(given.into_iter().flatten());
         let owner = self.own(planned, owner);
         if let Some(block) = rule.block.as_ref().filter(|_| mode == Mode::Enforce && !descriptor.is_negative_hits) {
             let key = key::key(&domain.key_prefix, &entries, &block.key_suffix);
@@ -345,8 +314,7 @@ impl<'r> Planner<'_, 'r> {
     }
 
     fn entries<'p>(&self, parts: impl Iterator<Item = Part<'p>> + Clone) -> key::EntriesText {
-        let named = |name: &[u8]| parts.clone().position(|part| part.key == name);
-        let subject = self.domain.subject.iter().find_map(|name| named(name)).unwrap_or(0);
+        let subject = precedence::subject_place(self.domain, parts.clone().map(|part| part.key));
         key::entries(parts, subject)
     }
 
@@ -367,9 +335,12 @@ impl<'r> Planner<'_, 'r> {
 
     /// A calendar quota with its edges; any other limit as it is.
     fn dated(&self, limit: &Limit) -> Limit {
-        match (limit.calendar(), &self.domain.plans.calendar) {
-            (Some(period), Some(calendar)) => limit.on(calendar.edges(period, self.moment.now)),
-            _ => *limit,
+        let Some(period) = limit.calendar() else { return *limit };
+        let edges = |calendar: &Calendar| limit.on(calendar.edges(period, self.moment.now));
+        match &self.domain.plans.calendar {
+            Some(calendar) => edges(calendar),
+            // A domain whose rules have no quotas, but a subject does.
+            None => Calendar::of_zone(&self.domain.plans.timezone).map_or(*limit, |calendar| edges(&calendar)),
         }
     }
 
@@ -446,7 +417,7 @@ fn override_limit(descriptor: usize, given: LimitOverride, rule: Option<&Rule>) 
     Ok(limit)
 }
 
-fn unit(descriptor: usize, given: LimitOverride) -> Result<Unit, PlanError> {
+pub(super) fn unit(descriptor: usize, given: LimitOverride) -> Result<Unit, PlanError> {
     Unit::from_number(given.unit).ok_or(PlanError::UnknownUnit { descriptor, unit: given.unit })
 }
 

@@ -81,10 +81,15 @@ pub struct Tier {
     pub priority: Option<Class>,
 }
 
+/// The set of a tier's limits that a rule means when it does not say.
+pub const DEFAULT_SET: &str = "default";
+
 /// Where a rule's limits depend on the caller's tier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleTiers {
     pub source: TierSource,
+    /// Which set of a tier's limits it means (`use`).
+    pub set: Box<str>,
     /// Indexed by [`TierId`].
     pub limits: Vec<TierLimits>,
 }

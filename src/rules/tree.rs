@@ -97,13 +97,13 @@ pub enum Matcher {
 }
 
 /// A level of the tree: what may follow, and the rule that ends here.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Node {
     pub rule: Option<RuleId>,
     keys: HashMap<Box<[u8]>, Branch, RandomState>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Branch {
     exact: HashMap<Box<[u8]>, Node, RandomState>,
     patterns: Vec<PatternNode>,
@@ -113,7 +113,7 @@ struct Branch {
     any: Option<Box<Node>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct PatternNode {
     pattern: Pattern,
     text: Box<[u8]>,
@@ -122,7 +122,7 @@ struct PatternNode {
 }
 
 /// What [`Node::seal`] makes of a branch's patterns, each by its place in the declaration order.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct PatternIndex {
     one_of: HashMap<Box<[u8]>, usize, RandomState>,
     networks: HashMap<IpNet, usize, RandomState>,
@@ -138,7 +138,7 @@ struct PatternIndex {
 }
 
 /// Wildcards by the literal piece that they begin (or end) with; few share one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct EndIndex {
     places: HashMap<Box<[u8]>, Vec<usize>, RandomState>,
     /// How long the pieces are.

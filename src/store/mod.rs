@@ -5,6 +5,7 @@ pub mod breaker;
 pub mod deny_cache;
 pub mod guard;
 pub mod memory;
+pub mod records;
 pub mod redis;
 
 use std::future::Future;

@@ -7,14 +7,16 @@ use std::sync::atomic::AtomicU64;
 
 use weir::limit::{Algorithm, Limit, Micros, SECOND};
 use weir::rules::decision::{self, Code, Decision};
-use weir::rules::key::domain_prefix;
+use weir::rules::key::{self, domain_prefix};
 use weir::rules::plan::{Moment, Plan, PlanSettings, plan};
 use weir::rules::request::{Descriptor, Entry, Request};
+use weir::rules::subject::SubjectRecord;
 use weir::rules::tier::Plans;
 use weir::rules::tree::{Matcher, Node, Pattern};
 use weir::rules::{Block, Domain, OnStoreFailure, ResponseOptions, Rule, RuleId, RuleLimit};
 use weir::store::Clock;
 use weir::store::memory::MemoryStore;
+use weir::store::records::{Record, RecordName, RecordView};
 
 /// The time at which trials stand still: the first second of 2026.
 pub const NOW: Micros = 1_767_225_600 * SECOND;
@@ -110,16 +112,26 @@ pub struct Trial {
     pub domain: Domain,
     pub settings: PlanSettings,
     pub store: MemoryStore,
+    pub records: RecordView,
 }
 
 impl Trial {
     pub fn new(rules: &[(&[(&str, &str)], Rule)]) -> Trial {
         let clock = Clock::Manual(Arc::new(AtomicU64::new(NOW)));
-        Trial { domain: domain(rules), settings: PlanSettings::default(), store: MemoryStore::new(clock, 10_000) }
+        let store = MemoryStore::new(clock, 10_000);
+        Trial { domain: domain(rules), settings: PlanSettings::default(), store, records: RecordView::default() }
+    }
+
+    /// What is known of a subject, `key=value`, from now on.
+    pub fn record(&self, subject: &str, record: SubjectRecord) {
+        let subject = key::subject_named(subject).expect("a subject").as_slice().into();
+        let name = RecordName::Subject { domain: self.domain.name.clone(), subject };
+        self.records.apply(vec![(name, Some(Record::Subject(record)))]);
     }
 
     pub fn plan(&self, request: &Request<'_>) -> Plan {
-        plan(&self.domain, request, self.settings, Moment::default()).expect("a request that can be planned")
+        let moment = Moment { now: self.store.clock().now(), patience: None };
+        plan(&self.domain, request, self.settings, moment, &self.records).expect("a request that can be planned")
     }
 
     pub fn ask(&self, request: &Request<'_>) -> Decision {

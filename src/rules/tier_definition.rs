@@ -1,0 +1,75 @@
+//! Tiers that are defined while weir runs: as good as those of the rule files, and instead of one of the same name.
+
+use std::sync::Arc;
+
+use super::subject::SubjectRate;
+use super::tier::{Class, DEFAULT_SET, RuleTiers, Tier, TierId, TierLimits};
+use super::{Domain, RuleLimit, key};
+use crate::limit::{Algorithm, Limit, Period};
+
+/// A tier by what it sells, whatever rules use it.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct TierDefinition {
+    pub priority: Option<Class>,
+    /// Sets of rate limits by name; a rule whose set is not there gets [`DEFAULT_SET`]. A set without limits is unlimited.
+    pub sets: Vec<(Box<str>, Vec<SubjectRate>)>,
+    pub quotas: Vec<Limit>,
+}
+
+impl TierDefinition {
+    fn set(&self, name: &str) -> &[SubjectRate] {
+        let named = |name: &str| self.sets.iter().find(|(set, _)| **set == *name).map(|(_, rates)| &**rates);
+        named(name).or_else(|| named(DEFAULT_SET)).unwrap_or_default()
+    }
+
+    /// What it means for a rule. Limits that name no algorithm count as the rule's other tiers do.
+    fn limits(&self, tiers: &RuleTiers, label: &str) -> TierLimits {
+        let first = tiers.limits.iter().flat_map(|tier| &tier.limits).map(|limit| limit.limit.algorithm());
+        let algorithm = first.into_iter().find(|algorithm| *algorithm != Algorithm::Calendar);
+        let rates = self.set(&tiers.set);
+        let rate = |rate: &SubjectRate| {
+            let limit = rate.counted_by(algorithm);
+            match rates.len() {
+                1 => RuleLimit::new(limit, label),
+                _ => RuleLimit::new(limit, format!("{label}/{}-per-{}", limit.requests(), key::duration(limit.window()))),
+            }
+        };
+        let limits = rates.iter().map(rate).chain(self.quotas.iter().map(|quota| RuleLimit::quota(*quota, label)));
+        TierLimits { limits: limits.collect() }
+    }
+}
+
+impl RuleLimit {
+    /// A calendar quota, called `<label>/daily` or `<label>/monthly`.
+    pub fn quota(quota: Limit, label: &str) -> RuleLimit {
+        let period = match quota.calendar() {
+            Some(Period::Day) => "daily",
+            _ => "monthly",
+        };
+        RuleLimit::new(quota, format!("{label}/{period}"))
+    }
+}
+
+impl Domain {
+    /// The same domain with these tiers besides, or instead of those of the same name.
+    pub fn with_tiers<'a>(&self, defined: impl IntoIterator<Item = (&'a str, &'a TierDefinition)>) -> Arc<Domain> {
+        let mut domain = self.clone();
+        for (name, definition) in defined {
+            let id = domain.plans.tier_named(name.as_bytes()).map_or(domain.plans.tiers.len(), |TierId(place)| place as usize);
+            let tier = Tier { name: name.into(), priority: definition.priority };
+            if id == domain.plans.tiers.len() {
+                domain.plans.tiers.push(tier);
+            } else {
+                domain.plans.tiers[id] = tier;
+            }
+            for rule in &mut domain.rules {
+                let label = rule.label().to_owned();
+                let Some(tiers) = &mut rule.tiers else { continue };
+                let limits = definition.limits(tiers, &label);
+                tiers.limits.resize_with(tiers.limits.len().max(id + 1), TierLimits::default);
+                tiers.limits[id] = limits;
+            }
+        }
+        Arc::new(domain)
+    }
+}
