@@ -294,8 +294,8 @@ impl<S: Store> Limiter<S> {
             metrics.unknown_domains.inc();
             return;
         };
-        let shadows = self.shared.settings.plan.shadow
-            || self.shared.records.switch(loaded.domain.name.as_bytes()) == Switch::ShadowAll;
+        let shadows =
+            self.shared.settings.plan.shadow || self.shared.records.switch(loaded.domain.name.as_bytes()) == Switch::ShadowAll;
         for status in &decision.statuses {
             let Some(rule) = status.rule else {
                 loaded.counters.unmatched();

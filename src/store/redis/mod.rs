@@ -3,6 +3,7 @@
 
 mod batch;
 mod connect;
+mod records;
 mod script;
 mod wire;
 
@@ -15,6 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use self::batch::{Lane, MAX_QUEUED, Request, Status};
 use self::connect::Link;
 pub use self::connect::{Connector, RedisSettings, RedisSettingsError};
+pub use self::records::RedisRecords;
 use self::wire::Encoded;
 use super::guard::Probe;
 use super::{Clock, Group, Outcomes, Store, StoreError};

@@ -1,0 +1,179 @@
+//! Records in Redis: a key each, an index of their names to page through, and a feed of what changed. A task of every process
+//! loads them all and then follows the feed, over a connection of its own; decisions never wait for it.
+
+mod follow;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_redis::redis::{Cmd, FromRedisValue, RedisError, RedisResult, cmd};
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+
+use self::follow::{Follower, Position, Status};
+use super::connect::{Connector, Link};
+use crate::rules::key::STATE_VERSION;
+use crate::store::StoreError;
+use crate::store::records::{Change, Expected, MAX_PAGE, MAX_RECORDS, RecordName, RecordStore, Subscriber, WriteError};
+
+/// How long an administrative call may take. No decision waits for one.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a writer waits for its own process to have heard of what it wrote.
+const ECHO: Duration = Duration::from_secs(1);
+/// About how many changes the feed keeps: a process that is further behind loads everything anew.
+const FEED_LENGTH: usize = 10_000;
+
+/// The records of one Redis server. Cheap to clone.
+#[derive(Clone)]
+pub struct RedisRecords {
+    keys: Arc<Keys>,
+    status: watch::Receiver<Status>,
+    wanted: Arc<Notify>,
+}
+
+/// What the keys are called. One hash tag: a change writes several of them.
+struct Keys {
+    prefix: String,
+    index: String,
+    feed: String,
+}
+
+impl Keys {
+    fn new(key_prefix: &str) -> Keys {
+        let prefix = format!("{key_prefix}{STATE_VERSION}|{{records}}|");
+        Keys { index: format!("{prefix}index"), feed: format!("{prefix}feed"), prefix }
+    }
+
+    fn record(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+}
+
+impl RedisRecords {
+    /// Starts to follow, in the current runtime, until the last clone is dropped. Redis need not be there yet.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn new(connector: &Connector, subscriber: Arc<dyn Subscriber>) -> RedisRecords {
+        let keys = Arc::new(Keys::new(&connector.settings.key_prefix));
+        let (status, seen) = watch::channel(Status::default());
+        let wanted = Arc::new(Notify::new());
+        let (connector, wanted_too) = (connector.clone(), wanted.clone());
+        tokio::spawn(Follower { connector, keys: keys.clone(), subscriber, status, wanted: wanted_too }.run());
+        RedisRecords { keys, status: seen, wanted }
+    }
+
+    /// Waits, however long it takes, until all records are known.
+    pub async fn loaded(&self) {
+        let mut status = self.status.clone();
+        // An error would mean that the task has ended, which it does not before the last clone is dropped.
+        drop(status.wait_for(|status| status.position.is_some()).await);
+    }
+
+    async fn link(&self) -> Result<Link, StoreError> {
+        let mut status = self.status.clone();
+        if status.borrow().link.is_none() {
+            self.wanted.notify_one();
+        }
+        match timeout(PATIENCE, status.wait_for(|status| status.link.is_some())).await {
+            Ok(Ok(status)) => status.link.clone().ok_or(StoreError::Timeout),
+            _ => match &self.status.borrow().obstacle {
+                Some(reason) => Err(StoreError::Unavailable(Arc::clone(reason))),
+                None => Err(StoreError::Timeout),
+            },
+        }
+    }
+
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+        let mut link = self.link().await?;
+        answer(&mut link, command).await.map_err(|error| match error {
+            Some(error) => StoreError::Unavailable(Arc::from(error.to_string())),
+            None => StoreError::Timeout,
+        })
+    }
+}
+
+/// `None`: no answer in time; the connection is given up.
+async fn answer<T: FromRedisValue>(link: &mut Link, command: &Cmd) -> Result<T, Option<RedisError>> {
+    let answered: Result<RedisResult<T>, _> = timeout(PATIENCE, command.query_async(&mut link.connection)).await;
+    match answered {
+        Ok(answered) => answered.map_err(Some),
+        Err(_) => {
+            link.give_up();
+            Err(None)
+        }
+    }
+}
+
+/// Names in order, from the first that begins with `prefix` and comes after `after`.
+fn page(keys: &Keys, prefix: &str, after: &str, count: usize) -> Cmd {
+    let min = match (prefix, after) {
+        ("", "") => "-".to_owned(),
+        (prefix, after) if after < prefix => format!("[{prefix}"),
+        (_, after) => format!("({after}"),
+    };
+    let mut command = cmd("ZRANGEBYLEX");
+    command.arg(&keys.index).arg(min);
+    // Names are UTF-8, which has no byte 0xff.
+    match prefix {
+        "" => command.arg("+"),
+        prefix => command.arg([b"[", prefix.as_bytes(), b"\xff"].concat()),
+    };
+    command.arg("LIMIT").arg(0).arg(count);
+    command
+}
+
+fn texts(keys: &Keys, names: &[String]) -> Cmd {
+    let mut command = cmd("MGET");
+    command.arg(names.iter().map(|name| keys.record(name)).collect::<Vec<_>>());
+    command
+}
+
+impl RecordStore for RedisRecords {
+    async fn read(&self, name: &RecordName) -> Result<Option<String>, StoreError> {
+        let mut command = cmd("GET");
+        command.arg(self.keys.record(&name.text()));
+        self.ask(&command).await
+    }
+
+    async fn list(&self, prefix: &str, after: &str, count: usize) -> Result<Vec<(String, String)>, StoreError> {
+        let names: Vec<String> = self.ask(&page(&self.keys, prefix, after, count.min(MAX_PAGE))).await?;
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let texts: Vec<Option<String>> = self.ask(&texts(&self.keys, &names)).await?;
+        Ok(names.into_iter().zip(texts).filter_map(|(name, text)| Some((name, text?))).collect())
+    }
+
+    async fn write(&self, changes: &[Change]) -> Result<(), WriteError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<String> = changes.iter().map(|change| change.name.text()).collect();
+        let mut command = cmd("EVAL");
+        command.arg(include_str!("lua/record.lua")).arg(2 + changes.len()).arg(&self.keys.index).arg(&self.keys.feed);
+        command.arg(names.iter().map(|name| self.keys.record(name)).collect::<Vec<_>>());
+        command.arg(MAX_RECORDS).arg(FEED_LENGTH);
+        let written = |text: &Option<String>| text.as_ref().map_or_else(|| "-".to_owned(), |text| format!("={text}"));
+        for (name, change) in names.iter().zip(changes) {
+            let expected = match &change.expected {
+                Expected::Anything => "*".to_owned(),
+                Expected::Exactly(text) => written(text),
+            };
+            command.arg(name).arg(expected).arg(written(&change.next));
+        }
+        let reply: String = self.ask(&command).await?;
+        match (&*reply, Position::parse(&reply)) {
+            ("conflict", _) => Err(WriteError::Conflict),
+            ("full", _) => Err(WriteError::Full),
+            (_, Some(position)) => {
+                self.wanted.notify_one();
+                let mut status = self.status.clone();
+                // It is written whether or not this process hears of it in time.
+                drop(timeout(ECHO, status.wait_for(|status| status.position.is_some_and(|seen| seen.has_seen(position)))).await);
+                Ok(())
+            }
+            _ => Err(WriteError::Store(StoreError::Unavailable(Arc::from("a reply that is none of the script")))),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Following the records in Redis: load all of them, then what changes, several times a second. Whoever falls behind the feed, or
+//! finds another one (data was lost, or a replica took over), loads everything anew. While Redis is away, the last known stands.
+
+use std::borrow::Cow;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool::managed::Object;
+use deadpool_redis::redis::{RedisError, cmd};
+use tokio::sync::{Notify, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::{Keys, answer, page, texts};
+use crate::store::records::{MAX_PAGE, MAX_RECORDS, Record, RecordName, Subscriber, readable};
+use crate::store::redis::connect::{Connector, Link};
+
+/// How often the feed is looked at: a change is in effect everywhere within this and a round trip.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Between attempts to connect: the first pause, doubled up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A place in the feed: its beginning, in ms since the epoch, and how many changes there were since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Position {
+    beginning: u64,
+    number: u64,
+}
+
+impl Position {
+    /// Before the first change ever.
+    const NONE: Position = Position { beginning: 0, number: 0 };
+
+    pub(super) fn parse(id: &str) -> Option<Position> {
+        let (beginning, number) = id.split_once('-')?;
+        Some(Position { beginning: beginning.parse().ok()?, number: number.parse().ok()? })
+    }
+
+    /// A later feed has been loaded whole.
+    pub(super) fn has_seen(self, other: Position) -> bool {
+        self >= other
+    }
+
+    fn next(self) -> Position {
+        Position { number: self.number + 1, ..self }
+    }
+
+    fn id(self) -> String {
+        format!("{}-{}", self.beginning, self.number)
+    }
+}
+
+/// How far the task has come.
+#[derive(Clone, Default)]
+pub(super) struct Status {
+    pub(super) link: Option<Link>,
+    /// Why there is no connection.
+    pub(super) obstacle: Option<Arc<str>>,
+    /// What the subscriber knows; `None` before everything was loaded once.
+    pub(super) position: Option<Position>,
+}
+
+pub(super) struct Follower {
+    pub(super) connector: Connector,
+    pub(super) keys: Arc<Keys>,
+    pub(super) subscriber: Arc<dyn Subscriber>,
+    pub(super) status: watch::Sender<Status>,
+    /// Someone waits for a connection, or for news.
+    pub(super) wanted: Arc<Notify>,
+}
+
+type Answered<T> = Result<T, Option<RedisError>>;
+/// Ids, and fields with their values in turn.
+type Entries = Vec<(String, Vec<Vec<u8>>)>;
+
+impl Follower {
+    /// Until nobody asks any more.
+    pub(super) async fn run(self) {
+        let status = self.status.clone();
+        tokio::select! {
+            () = status.closed() => {}
+            () = self.follow_forever() => {}
+        }
+    }
+
+    async fn follow_forever(&self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.connector.connect().await {
+                Ok(object) => {
+                    pause = FIRST_PAUSE;
+                    let link = Link::clone(&object);
+                    self.status.send_modify(|status| (status.link, status.obstacle) = (Some(link.clone()), None));
+                    let reason = self.follow(link).await;
+                    tracing::warn!(reason, "the records are not followed any more; the last known stand");
+                    drop(Object::take(object));
+                    self.status.send_modify(|status| (status.link, status.obstacle) = (None, Some(Arc::from(reason))));
+                }
+                Err(reason) => self.status.send_modify(|status| status.obstacle = Some(reason)),
+            }
+            tokio::select! { () = sleep(pause) => {}, () = self.wanted.notified() => {} }
+            pause = LONGEST_PAUSE.min(2 * pause);
+        }
+    }
+
+    /// Until the connection is of no more use; says why.
+    async fn follow(&self, mut link: Link) -> String {
+        let reason = |error: Option<RedisError>| error.map_or("no answer in time".to_owned(), |error| error.to_string());
+        let mut position = match self.load(&mut link).await {
+            Ok(position) => position,
+            Err(error) => return reason(error),
+        };
+        let mut every = interval(LOOK_EVERY);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut lost = link.lost();
+        loop {
+            self.status.send_if_modified(|status| status.position.replace(position) != Some(position));
+            tokio::select! {
+                _ = lost.wait_for(|&lost| lost) => return "the connection was closed".to_owned(),
+                _ = every.tick() => {}
+                () = self.wanted.notified() => {}
+            }
+            position = match self.look(&mut link, position).await {
+                Ok(ControlFlow::Continue(position)) => position,
+                Ok(ControlFlow::Break(())) => match self.load(&mut link).await {
+                    Ok(position) => position,
+                    Err(error) => return reason(error),
+                },
+                Err(error) => return reason(error),
+            };
+        }
+    }
+
+    /// Where the feed ends.
+    async fn end(&self, link: &mut Link) -> Answered<Position> {
+        let mut command = cmd("XREVRANGE");
+        command.arg(&self.keys.feed).arg("+").arg("-").arg("COUNT").arg(1);
+        let last: Entries = answer(link, &command).await?;
+        Ok(last.first().and_then(|(id, _)| Position::parse(id)).unwrap_or(Position::NONE))
+    }
+
+    /// Tells the subscriber everything there is. What changes while it is loaded is in the feed after the position returned.
+    async fn load(&self, link: &mut Link) -> Answered<Position> {
+        let position = self.end(link).await?;
+        let mut records: Vec<(RecordName, Record)> = Vec::new();
+        let mut after = String::new();
+        while records.len() < MAX_RECORDS {
+            let names: Vec<String> = answer(link, &page(&self.keys, "", &after, MAX_PAGE)).await?;
+            let Some(last) = names.last() else { break };
+            after.clone_from(last);
+            let found: Vec<Option<Vec<u8>>> = answer(link, &texts(&self.keys, &names)).await?;
+            let named = names.iter().zip(&found).filter_map(|(name, text)| Some((Cow::from(&**name), lossy(text.as_ref()?))));
+            records.extend(readable(named));
+        }
+        tracing::info!(records = records.len(), "records loaded");
+        self.subscriber.replaced(records);
+        Ok(position)
+    }
+
+    /// Tells the subscriber what came after `position`; `Break`: this cannot be known.
+    async fn look(&self, link: &mut Link, mut position: Position) -> Answered<ControlFlow<(), Position>> {
+        let end = self.end(link).await?;
+        if end.beginning != position.beginning || end < position {
+            return Ok(if end == position { ControlFlow::Continue(position) } else { ControlFlow::Break(()) });
+        }
+        while position < end {
+            let mut command = cmd("XRANGE");
+            command.arg(&self.keys.feed).arg(position.next().id()).arg("+").arg("COUNT").arg(MAX_PAGE);
+            let entries: Entries = answer(link, &command).await?;
+            let mut changes = Vec::with_capacity(entries.len());
+            for (id, fields) in &entries {
+                if Position::parse(id) != Some(position.next()) {
+                    return Ok(ControlFlow::Break(()));
+                }
+                position = position.next();
+                changes.extend(change(fields));
+            }
+            if entries.is_empty() {
+                return Ok(ControlFlow::Break(()));
+            }
+            self.subscriber.changed(changes);
+        }
+        Ok(ControlFlow::Continue(position))
+    }
+}
+
+fn lossy(text: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(text)
+}
+
+/// `name`, the name, `next`, what it is from now on. What cannot be read counts as none.
+fn change(fields: &[Vec<u8>]) -> Option<(RecordName, Option<Record>)> {
+    let [_, name, _, next] = fields else { return None };
+    let name = lossy(name);
+    let parsed = RecordName::parse(&name)?;
+    let text = next.strip_prefix(b"=").map(|text| (name, lossy(text)));
+    Some((parsed, readable(text.into_iter()).pop().map(|(_, record)| record)))
+}
