@@ -26,7 +26,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     compiler.include_imports(true).include_source_info(true).open_file("envoy/service/ratelimit/v3/rls.proto")?;
     let published = compiler.file_descriptor_set();
     std::fs::write(out.join("weir_descriptors.bin"), without_comments(published.clone()).encode_to_vec())?;
-    generate(decoding_raw_strings(published)?, &out)
+    generate(decoding_raw_strings(published)?, &out, "weir_proto.rs")?;
+
+    // Apart, so that what callers reflect upon has nothing of it. Its comments are what the HTTP API's description says.
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).include_source_info(true).open_file("weir/admin/v1/admin.proto")?;
+    let admin = compiler.file_descriptor_set();
+    std::fs::write(out.join("weir_admin_descriptors.bin"), admin.encode_to_vec())?;
+    generate(admin, &out, "weir_admin.rs")
 }
 
 /// Reflection clients have no use for comments and positions.
@@ -51,12 +58,12 @@ fn decoding_raw_strings(mut files: FileDescriptorSet) -> Result<FileDescriptorSe
     Ok(files)
 }
 
-fn generate(files: FileDescriptorSet, out: &Path) -> Result<(), Box<dyn std::error::Error>> {
+fn generate(files: FileDescriptorSet, out: &Path, include: &str) -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .build_client(true)
         .build_transport(false)
         .out_dir(out)
-        .include_file("weir_proto.rs")
+        .include_file(include)
         .compile_fds(files)?;
     Ok(())
 }

@@ -16,7 +16,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("api", &["limit", "rules", "store", "limiter", "telemetry"]),
     ("admin", &["limit", "rules", "config", "store", "limiter", "telemetry"]),
     ("telemetry", &[]),
-    ("settings", &["limit", "rules", "config", "store", "api"]),
+    ("settings", &["limit", "rules", "config", "store", "api", "admin"]),
     ("server", &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin", "settings"]),
     ("cli", &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin", "settings", "server"]),
 ];

@@ -1,17 +1,32 @@
-//! What operators use, on a port of its own: metrics, and the rules in force.
+//! What operators use, on a port of its own: metrics, the rules in force, and what can be changed while weir runs.
 
+pub mod access;
+mod calls;
+mod convert;
+pub mod http;
+mod openapi;
+mod operations;
 mod rules;
 
 use std::sync::Arc;
 
+use ::http::header::CONTENT_TYPE;
 use axum::Router;
 use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use http::header::CONTENT_TYPE;
+
+pub use calls::{AdminApi, SERVICE};
+pub use operations::{Operations, Problem};
 
 use crate::limiter::Shared;
 use crate::telemetry::metrics;
+
+/// The messages of `weir.admin.v1`, generated.
+#[allow(clippy::all, missing_docs)]
+pub mod proto {
+    include!(concat!(env!("OUT_DIR"), "/weir_admin.rs"));
+}
 
 /// `GET /metrics` and `GET /rules`, which operators of envoyproxy/ratelimit know as `/rlconfig`. `look` brings the metrics up to
 /// date that are not counted as they happen.

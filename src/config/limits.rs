@@ -425,7 +425,10 @@ fn short(node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_>, report: &
 }
 
 /// `100/minute`, `10 per 30s`; `None` is unlimited.
-fn parse_short(text: &str) -> Result<Option<(u64, Micros)>, &'static str> {
+///
+/// # Errors
+/// With what a limit reads like.
+pub fn parse_short(text: &str) -> Result<Option<(u64, Micros)>, &'static str> {
     if text == "unlimited" || text == "-1" {
         return Ok(None);
     }

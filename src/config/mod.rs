@@ -28,6 +28,8 @@ use std::sync::Arc;
 pub use changes::Changes;
 pub use files::Fingerprint;
 use files::SourceFile;
+pub(crate) use limits::ALGORITHMS;
+pub use limits::parse_short;
 pub use problem::{Problem, Problems, Severity};
 
 pub use rule_tests::{RuleTest, TestStep};

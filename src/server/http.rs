@@ -1,14 +1,14 @@
-//! What is served over HTTP/1.1: decisions as JSON, and whether this server is ready.
+//! What is served over HTTP: decisions as JSON, whether this server is ready, and what operators use.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
+use axum::{Extension, Router};
 use http::StatusCode;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use std::pin::pin;
 use tokio::net::{TcpListener, TcpStream};
@@ -19,6 +19,7 @@ use super::connection::GRACE;
 use super::drain::Draining;
 use super::listen;
 use super::readiness::Readiness;
+use crate::admin::access::Peer;
 
 /// How long the head of a request may take to come in, the first or a later one.
 const HEAD: Duration = Duration::from_secs(30);
@@ -34,23 +35,37 @@ pub fn healthcheck(readiness: Arc<Readiness>) -> Router {
     Router::new().route("/healthcheck", get(answer)).with_state(readiness)
 }
 
+/// Which versions of HTTP a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Versions {
+    One,
+    /// HTTP/2 too, without TLS, for gRPC.
+    OneAndTwo,
+}
+
 /// Serves a listener, `room` connections at a time, until the server drains.
-pub async fn serve(listener: TcpListener, router: Router, room: usize, max_age: Duration, draining: Draining) {
+pub async fn serve(listener: TcpListener, router: Router, versions: Versions, room: usize, max_age: Duration, draining: Draining) {
     let connections = draining.clone();
     listen::accept(listener, Arc::new(Semaphore::new(room)), draining, |stream, permit| {
         let (router, draining) = (router.clone(), connections.clone());
         tokio::spawn(async move {
             let _permit = permit;
-            serve_connection(stream, router, max_age, draining).await;
+            serve_connection(stream, router, versions, max_age, draining).await;
         });
     })
     .await;
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, max_age: Duration, mut draining: Draining) {
+async fn serve_connection(stream: TcpStream, router: Router, versions: Versions, max_age: Duration, mut draining: Draining) {
     let _ = stream.set_nodelay(true);
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    let Ok(peer) = stream.peer_addr() else { return };
+    let router = router.layer(Extension(Peer(peer)));
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+    builder.http2().timer(TokioTimer::new());
+    if versions == Versions::One {
+        builder = builder.http1_only();
+    }
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
     tokio::select! {
         biased;

@@ -22,7 +22,8 @@ use tokio::task::JoinHandle;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
-use crate::admin;
+use crate::admin::access::{Access, TokenFileError};
+use crate::admin::{self, AdminApi, Operations};
 use crate::api::json;
 use crate::api::rls::Rls;
 use crate::config::watch::Watcher;
@@ -33,6 +34,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisSettingsError;
 use drain::Drain;
 use grpc::GrpcService;
+use http::Versions;
 pub use listen::ListenError;
 use readiness::{HEALTH_NAMES, Readiness};
 use reload::Reloading;
@@ -51,6 +53,8 @@ const MAX_ADMIN_CONNECTIONS: usize = 64;
 pub enum StartError {
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    TokenFile(#[from] TokenFileError),
     #[error("--store {url}: {reason}")]
     Store { url: String, reason: RedisSettingsError },
     #[error("no thread to serve with: {0}")]
@@ -108,6 +112,7 @@ impl Server {
         let limiter = LimiterSettings { plan: settings.plan, store_timeout: settings.store_timeout };
         let shared = Arc::new(Shared::new(fallback, limiter));
         let stores = Stores::new(&settings, shared.metrics()).map_err(|reason| store_error(&settings, reason))?;
+        let access = Access::new(settings.access.clone())?;
         let listeners = Listeners::open(&settings).await?;
         let addresses = listeners.addresses()?;
         let readiness = Arc::new(Readiness::default());
@@ -130,11 +135,14 @@ impl Server {
                 shared.metrics().ready.set(i64::from(readiness.is_ready()));
             }
         };
-        let operators = healthcheck.merge(admin::router(shared.clone(), look));
-        let serve_http =
-            |listener, router: Router, room| tokio::spawn(http::serve(listener, router, room, max_age, drain.draining()));
-        serve_http(listeners.http, public, MAX_HTTP_CONNECTIONS);
-        serve_http(listeners.admin, operators, MAX_ADMIN_CONNECTIONS);
+        let operations = Operations::new(shared.clone(), stores.records(&shared, &readiness));
+        let api = admin::http::router(Arc::new(AdminApi::new(operations, access)));
+        let operators = healthcheck.merge(admin::router(shared.clone(), look)).merge(api);
+        let serve_http = |listener, router: Router, versions, room| {
+            tokio::spawn(http::serve(listener, router, versions, room, max_age, drain.draining()))
+        };
+        serve_http(listeners.http, public, Versions::One, MAX_HTTP_CONNECTIONS);
+        serve_http(listeners.admin, operators, Versions::OneAndTwo, MAX_ADMIN_CONNECTIONS);
         let others = Arc::new(grpc::other_services(health_service));
         let acceptor = serve_grpc(listeners.grpc, &settings, rls, others, &drain)?;
 

@@ -16,12 +16,13 @@ pub const HEALTH_NAMES: [&str; 2] = ["", rls::SERVICE];
 struct State {
     rules_loaded: bool,
     store_ready: bool,
+    records_loaded: bool,
     draining: bool,
 }
 
 impl State {
     fn is_ready(self) -> bool {
-        self.rules_loaded && self.store_ready && !self.draining
+        self.rules_loaded && self.store_ready && self.records_loaded && !self.draining
     }
 }
 
@@ -41,6 +42,7 @@ impl Readiness {
             State { draining: true, .. } => Some("shutting down"),
             State { rules_loaded: false, .. } => Some("no rate limit configuration loaded"),
             State { store_ready: false, .. } => Some("the store is not available"),
+            State { records_loaded: false, .. } => Some("what was said of single subjects is not loaded yet"),
             _ => None,
         }
     }
@@ -51,6 +53,11 @@ impl Readiness {
 
     pub fn set_store_ready(&self, store_ready: bool) {
         self.0.send_if_modified(|state| std::mem::replace(&mut state.store_ready, store_ready) != store_ready);
+    }
+
+    /// Blocks, exemptions and tiers of single subjects are known: without them, whoever is blocked would pass.
+    pub fn set_records_loaded(&self) {
+        self.0.send_if_modified(|state| !std::mem::replace(&mut state.records_loaded, true));
     }
 
     pub fn set_draining(&self) {
@@ -89,6 +96,8 @@ mod tests {
         readiness.set_rules_loaded(true);
         assert_eq!(readiness.obstacle(), Some("the store is not available"));
         readiness.set_store_ready(true);
+        assert_eq!(readiness.obstacle(), Some("what was said of single subjects is not loaded yet"));
+        readiness.set_records_loaded();
         assert!(readiness.is_ready());
         assert_eq!(readiness.obstacle(), None);
         readiness.set_draining();

@@ -32,7 +32,7 @@ impl Reloading {
     /// # Errors
     /// When no thread can be started. What is wrong with the rules is logged, and keeps the server from being ready.
     pub fn start(self) -> std::io::Result<Watcher> {
-        let loaded = config::load(&self.path, &self.options, &self.shared.rules());
+        let loaded = config::load(&self.path, &self.options, &self.shared.loaded());
         self.put_in_force(&loaded);
         let (path, options) = (self.path.clone(), self.options.clone());
         Watcher::start(path, options, Timing::default(), &loaded, move |loaded| self.put_in_force(&loaded))

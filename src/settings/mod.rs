@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::admin::access::AccessSettings;
 use crate::api::{AnswerSettings, LegacyNames};
 use crate::config::LoadOptions;
 use crate::rules::plan::PlanSettings;
@@ -35,6 +36,8 @@ pub struct Settings {
     pub grpc_listen: SocketAddr,
     pub http_listen: SocketAddr,
     pub admin_listen: SocketAddr,
+    /// Who may use the admin API.
+    pub access: AccessSettings,
     /// Threads that serve gRPC.
     pub threads: usize,
     pub max_connection_age: Duration,
@@ -95,6 +98,11 @@ impl Settings {
             grpc_listen: given.get("grpc_listen", values::address),
             http_listen: given.get("http_listen", values::address),
             admin_listen: given.get("admin_listen", values::address),
+            access: AccessSettings {
+                read_tokens: given.get("admin_read_token_file", values::optional_path),
+                change_tokens: given.get("admin_change_token_file", values::optional_path),
+                local_changes: given.get("admin_local_changes", values::switch),
+            },
             threads: given.get("threads", values::threads),
             max_connection_age: given.get("max_connection_age", values::timeout),
             drain_delay: given.get("drain_delay", values::duration),

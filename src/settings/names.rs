@@ -35,6 +35,10 @@ const fn own(key: &'static str, value: &'static str, default: &'static str, help
     Name { key, is_known: false, value: Some(value), default, help }
 }
 
+const fn own_switch(key: &'static str, help: &'static str) -> Name {
+    Name { key, is_known: false, value: None, default: "false", help }
+}
+
 const fn known(key: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Name {
     Name { key, is_known: true, value: Some(value), default, help }
 }
@@ -56,7 +60,10 @@ pub const NAMES: &[Name] = &[
     own("memory_max_counters", "N", "1000000", "Live counters in memory at most; the ones that expire soonest make room"),
     own("grpc_listen", "ADDRESS", "0.0.0.0:8081", "Where to answer gRPC"),
     own("http_listen", "ADDRESS", "0.0.0.0:8080", "Where to answer POST /json and GET /healthcheck"),
-    own("admin_listen", "ADDRESS", "127.0.0.1:6070", "Where to show metrics and the rules in force"),
+    own("admin_listen", "ADDRESS", "127.0.0.1:6070", "Where to show metrics and the rules in force, and to take changes"),
+    own("admin_read_token_file", "FILE", "", "Tokens that may look at the admin API: a line each, `name token`"),
+    own("admin_change_token_file", "FILE", "", "Tokens that may look and change"),
+    own_switch("admin_local_changes", "Without token files, let callers on this machine change as well as look"),
     own("threads", "N", "", "Threads that serve gRPC; else as many as there are cores"),
     own("max_connection_age", "TIME", "5m", "When a gRPC connection is asked to be opened anew, give or take 10 %"),
     own("drain_delay", "TIME", "5s", "How long calls are still taken after SIGTERM, while health says NOT_SERVING"),

@@ -1,0 +1,210 @@
+//! The calls of the admin API: what each needs and where it stands over HTTP; and what happens around every one, whichever
+//! protocol it came by: who calls is asked first, and who changed what is written to the audit log.
+
+use http::{HeaderMap, Method, Uri};
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
+use tonic::async_trait;
+
+use super::access::{Access, Caller, Peer, Refusal, Role};
+use super::operations::{Operations, Problem};
+use super::proto::weir::admin::v1 as proto;
+use super::proto::weir::admin::v1::admin_service_server::AdminService;
+use crate::store::records::RecordStore;
+
+/// The service's full name.
+pub const SERVICE: &str = "weir.admin.v1.AdminService";
+/// The most of a request that the audit log repeats, in bytes.
+const MAX_AUDITED: usize = 1_024;
+
+/// Every message of the API, with its comments.
+pub(super) const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/weir_admin_descriptors.bin"));
+
+/// A call, and how it is made over HTTP: its path's parameters, its query and its body are the fields of its request.
+pub(super) struct Call {
+    pub(super) name: &'static str,
+    pub(super) role: Role,
+    pub(super) method: Method,
+    pub(super) path: &'static str,
+    /// The field that path and body fill, where it is not the request itself.
+    pub(super) within: Option<&'static str>,
+}
+
+const fn call(name: &'static str, role: Role, method: Method, path: &'static str) -> Call {
+    Call { name, role, method, path, within: None }
+}
+
+const fn call_within(name: &'static str, role: Role, method: Method, path: &'static str, field: &'static str) -> Call {
+    Call { name, role, method, path, within: Some(field) }
+}
+
+const SUBJECT: &str = "/v1/domains/{domain}/subjects/{subject}";
+const TIER: &str = "/v1/domains/{domain}/tiers/{name}";
+
+pub(super) static CALLS: &[Call] = &[
+    call("GetSubject", Role::Read, Method::GET, SUBJECT),
+    call("ListSubjects", Role::Read, Method::GET, "/v1/domains/{domain}/subjects"),
+    call("AssignTier", Role::Change, Method::PUT, "/v1/domains/{domain}/subjects/{subject}/tier"),
+    call("OverrideSubject", Role::Change, Method::PATCH, SUBJECT),
+    call("RemoveSubject", Role::Change, Method::DELETE, SUBJECT),
+    call("ListTiers", Role::Read, Method::GET, "/v1/domains/{domain}/tiers"),
+    call_within("DefineTier", Role::Change, Method::PUT, TIER, "tier"),
+    call("RemoveTier", Role::Change, Method::DELETE, TIER),
+    call("GetSwitch", Role::Read, Method::GET, "/v1/switch"),
+    call("SetSwitch", Role::Change, Method::PUT, "/v1/switch"),
+    call("ExportRecords", Role::Read, Method::GET, "/v1/records"),
+    call("ImportRecords", Role::Change, Method::POST, "/v1/records"),
+];
+
+/// A call that is not listed needs the most.
+fn role(name: &str) -> Role {
+    CALLS.iter().find(|call| call.name == name).map_or(Role::Change, |call| call.role)
+}
+
+/// The API, by whichever protocol.
+pub struct AdminApi<R> {
+    operations: Operations<R>,
+    access: Access,
+    pub(super) pool: DescriptorPool,
+}
+
+/// Why a call has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum CallError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Problem(#[from] Problem),
+}
+
+/// What is known of a call besides its request.
+pub(super) struct Head<'a> {
+    pub(super) headers: &'a HeaderMap,
+    pub(super) uri: &'a Uri,
+    pub(super) peer: Option<Peer>,
+}
+
+impl<R: RecordStore> AdminApi<R> {
+    pub fn new(operations: Operations<R>, access: Access) -> AdminApi<R> {
+        let pool = DescriptorPool::decode(DESCRIPTOR_SET).expect("the descriptor set is compiled in");
+        AdminApi { operations, access, pool }
+    }
+
+    /// Who calls, if they may.
+    pub(super) fn admit(&self, name: &str, head: &Head<'_>) -> Result<Caller, CallError> {
+        let admitted = self.access.admit(role(name), head.headers, head.uri, head.peer);
+        if let (Err(refusal), Role::Change) = (&admitted, role(name)) {
+            tracing::warn!(target: "audit", call = name, from = ?head.peer.map(|Peer(address)| address), outcome = %refusal, "audit: refused");
+        }
+        Ok(admitted?)
+    }
+
+    async fn run<Q: Message, A>(
+        &self,
+        name: &str,
+        caller: &Caller,
+        request: Q,
+        operation: impl AsyncFnOnce(&Operations<R>, Q) -> Result<A, Problem>,
+    ) -> Result<A, CallError> {
+        if role(name) == Role::Read {
+            return Ok(operation(&self.operations, request).await?);
+        }
+        let (Caller(by), shown) = (caller, self.audited(name, &request));
+        let answer = operation(&self.operations, request).await;
+        match &answer {
+            Ok(_) => tracing::info!(target: "audit", by, call = name, request = shown, outcome = "done", "audit: changed"),
+            Err(problem) => {
+                tracing::warn!(target: "audit", by, call = name, request = shown, outcome = %problem, "audit: not changed")
+            }
+        }
+        Ok(answer?)
+    }
+
+    fn audited(&self, name: &str, request: &impl Message) -> String {
+        let Some(descriptor) = self.method(name).map(|method| method.input()) else { return String::new() };
+        let Ok(message) = DynamicMessage::decode(descriptor, request.encode_to_vec().as_slice()) else { return String::new() };
+        let mut shown = serde_json::to_string(&message).unwrap_or_default();
+        if shown.len() > MAX_AUDITED {
+            let end = (0..=MAX_AUDITED).rev().find(|&end| shown.is_char_boundary(end)).unwrap_or(0);
+            shown.truncate(end);
+            shown.push('…');
+        }
+        shown
+    }
+
+    pub(super) fn method(&self, name: &str) -> Option<prost_reflect::MethodDescriptor> {
+        self.pool.get_service_by_name(SERVICE)?.methods().find(|method| method.name() == name)
+    }
+}
+
+/// A message as JSON: fields by their names in the .proto file, numbers as numbers.
+pub(super) fn json(descriptor: MessageDescriptor, bytes: &[u8]) -> Vec<u8> {
+    let options = SerializeOptions::new().stringify_64_bit_integers(false).use_proto_field_name(true).skip_default_fields(false);
+    let message = DynamicMessage::decode(descriptor, bytes).expect("it is of this type");
+    let mut json = serde_json::Serializer::new(Vec::new());
+    message.serialize_with_options(&mut json, &options).expect("a message has a JSON form");
+    json.into_inner()
+}
+
+/// The calls twice: as the gRPC service, and by name with encoded messages, for HTTP.
+macro_rules! calls {
+    ($($name:literal $operation:ident $Request:ident -> $Answer:ident;)*) => {
+        #[async_trait]
+        impl<R: RecordStore + 'static> AdminService for AdminApi<R> {
+            $(async fn $operation(
+                &self,
+                request: tonic::Request<proto::$Request>,
+            ) -> Result<tonic::Response<proto::$Answer>, tonic::Status> {
+                let peer = request.extensions().get::<Peer>().copied();
+                let (metadata, _, request) = request.into_parts();
+                let (headers, uri) = (metadata.into_headers(), Uri::default());
+                let head = Head { headers: &headers, uri: &uri, peer };
+                let caller = self.admit($name, &head).map_err(status)?;
+                let answer = self.run($name, &caller, request, async |operations, request| operations.$operation(request).await).await;
+                answer.map(tonic::Response::new).map_err(status)
+            })*
+        }
+
+        impl<R: RecordStore> AdminApi<R> {
+            /// A call by its name, with its request and its answer encoded.
+            pub(super) async fn dispatch(&self, name: &str, caller: &Caller, request: &[u8]) -> Result<Vec<u8>, CallError> {
+                match name {
+                    $($name => {
+                        let request = proto::$Request::decode(request).map_err(|error| Problem::Invalid(error.to_string()))?;
+                        let answer = self.run($name, caller, request, async |operations, request| operations.$operation(request).await).await;
+                        answer.map(|answer| answer.encode_to_vec())
+                    })*
+                    _ => Err(Problem::Invalid(format!("no call {name}")).into()),
+                }
+            }
+        }
+    };
+}
+
+calls! {
+    "GetSubject" get_subject GetSubjectRequest -> Subject;
+    "ListSubjects" list_subjects ListSubjectsRequest -> ListSubjectsResponse;
+    "AssignTier" assign_tier AssignTierRequest -> Subject;
+    "OverrideSubject" override_subject OverrideSubjectRequest -> Subject;
+    "RemoveSubject" remove_subject RemoveSubjectRequest -> RemoveSubjectResponse;
+    "ListTiers" list_tiers ListTiersRequest -> ListTiersResponse;
+    "DefineTier" define_tier DefineTierRequest -> Tier;
+    "RemoveTier" remove_tier RemoveTierRequest -> RemoveTierResponse;
+    "GetSwitch" get_switch GetSwitchRequest -> Switch;
+    "SetSwitch" set_switch SetSwitchRequest -> Switch;
+    "ExportRecords" export_records ExportRecordsRequest -> Records;
+    "ImportRecords" import_records Records -> ImportRecordsResponse;
+}
+
+fn status(error: CallError) -> tonic::Status {
+    let message = error.to_string();
+    match error {
+        CallError::Refused(Refusal::Unauthenticated(_)) => tonic::Status::unauthenticated(message),
+        CallError::Refused(Refusal::Forbidden(_)) => tonic::Status::permission_denied(message),
+        CallError::Problem(Problem::Invalid(_)) => tonic::Status::invalid_argument(message),
+        CallError::Problem(Problem::Unknown(_)) => tonic::Status::not_found(message),
+        CallError::Problem(Problem::Conflict) => tonic::Status::aborted(message),
+        CallError::Problem(Problem::Full(_)) => tonic::Status::resource_exhausted(message),
+        CallError::Problem(Problem::Unavailable(_)) => tonic::Status::unavailable(message),
+    }
+}

@@ -1,0 +1,117 @@
+//! The admin API over HTTP: the messages of the gRPC service as JSON.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::to_bytes;
+use axum::extract::{Query, RawPathParams, Request, State};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, get, on};
+use http::header::{CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use prost::Message;
+use prost_reflect::DynamicMessage;
+use serde_json::{Map, Value};
+use tonic::service::Routes;
+
+use super::access::{Peer, Refusal};
+use super::calls::{self, AdminApi, CALLS, Call, CallError, Head};
+use super::openapi;
+use super::operations::Problem;
+use super::proto::weir::admin::v1::admin_service_server::AdminServiceServer;
+use crate::store::records::RecordStore;
+
+/// The longest body: a thousand large records.
+const MAX_BODY: usize = 32 << 20;
+
+/// The API over HTTP and over gRPC, and `GET /openapi.json`. Whoever serves it says where each connection comes from ([`Peer`]).
+pub fn router<R: RecordStore + 'static>(api: Arc<AdminApi<R>>) -> Router {
+    let description = openapi::description(&api.pool).to_string();
+    let mut router = Router::new()
+        .route("/openapi.json", get(move || async move { ([(CONTENT_TYPE, "application/json")], description.clone()) }));
+    for call in CALLS {
+        let filter = MethodFilter::try_from(call.method.clone()).expect("a method of every day");
+        let handler =
+            async move |State(api): State<Arc<AdminApi<R>>>, params: RawPathParams, query: Query<Params>, request: Request| {
+                let params = params.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+                answer(&api, call, params.chain(query.0).collect(), request).await.unwrap_or_else(|failure| failure)
+            };
+        router = router.route(call.path, on(filter, handler));
+    }
+    let grpc = AdminServiceServer::from_arc(api.clone()).max_decoding_message_size(MAX_BODY);
+    let grpc = Routes::new(grpc).into_axum_router();
+    router.with_state(api).merge(grpc).layer(from_fn(with_host))
+}
+
+/// HTTP/2 has the host in the address.
+async fn with_host(mut request: Request, next: Next) -> Response {
+    let authority = request.uri().authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok());
+    if let Some(host) = authority.filter(|_| !request.headers().contains_key(HOST)) {
+        request.headers_mut().insert(HOST, host);
+    }
+    next.run(request).await
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"))
+}
+
+type Params = Vec<(String, String)>;
+
+/// Who calls is asked before anything of the request is read.
+async fn answer<R: RecordStore>(api: &AdminApi<R>, call: &Call, params: Params, request: Request) -> Result<Response, Response> {
+    let (parts, body) = request.into_parts();
+    let peer = parts.extensions.get::<Peer>().copied();
+    let head = Head { headers: &parts.headers, uri: &parts.uri, peer };
+    let caller = api.admit(call.name, &head).map_err(|error| failure(&error))?;
+    if parts.method == Method::POST && !is_json(&parts.headers) {
+        // A page in a browser cannot send this type without being asked whether it may.
+        return Err(problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send `content-type: application/json`"));
+    }
+    let bad_request = |reason: String| problem(StatusCode::BAD_REQUEST, &reason);
+    let body = to_bytes(body, MAX_BODY).await.map_err(|error| bad_request(error.to_string()))?;
+    let method = api.method(call.name).ok_or_else(|| problem(StatusCode::NOT_FOUND, "no such call"))?;
+    let fields = fields(call, params, &body).map_err(bad_request)?;
+    let request = DynamicMessage::deserialize(method.input(), fields).map_err(|error| bad_request(error.to_string()))?;
+    let answer = api.dispatch(call.name, &caller, &request.encode_to_vec()).await.map_err(|error| failure(&error))?;
+    Ok(([(CONTENT_TYPE, "application/json")], calls::json(method.output(), &answer)).into_response())
+}
+
+/// The request's fields as one object.
+fn fields(call: &Call, params: Params, body: &[u8]) -> Result<Value, String> {
+    let mut fields = match body {
+        [] => Map::new(),
+        body => serde_json::from_slice(body).map_err(|error| format!("the body is no JSON object: {error}"))?,
+    };
+    for (name, value) in params {
+        if fields.insert(name.clone(), Value::String(value)).is_some() {
+            return Err(format!("`{name}` stands in the path or the query: leave it out of the body"));
+        }
+    }
+    Ok(match call.within {
+        Some(field) => Value::Object(Map::from_iter([(field.to_owned(), Value::Object(fields))])),
+        None => Value::Object(fields),
+    })
+}
+
+fn failure(error: &CallError) -> Response {
+    let status = match error {
+        CallError::Refused(Refusal::Unauthenticated(_)) => StatusCode::UNAUTHORIZED,
+        CallError::Refused(Refusal::Forbidden(_)) => StatusCode::FORBIDDEN,
+        CallError::Problem(Problem::Invalid(_)) => StatusCode::BAD_REQUEST,
+        CallError::Problem(Problem::Unknown(_)) => StatusCode::NOT_FOUND,
+        CallError::Problem(Problem::Conflict) => StatusCode::CONFLICT,
+        CallError::Problem(Problem::Full(_)) => StatusCode::INSUFFICIENT_STORAGE,
+        CallError::Problem(Problem::Unavailable(_)) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let mut response = problem(status, &error.to_string());
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+fn problem(status: StatusCode, reason: &str) -> Response {
+    (status, [(CONTENT_TYPE, "application/json")], serde_json::json!({ "error": reason }).to_string()).into_response()
+}

@@ -1,0 +1,301 @@
+//! What the admin API does, whoever asks and by whichever protocol.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::convert;
+use super::proto::weir::admin::v1 as proto;
+use crate::limiter::Shared;
+use crate::rules::subject::{SubjectRecord, Switch};
+use crate::rules::{Domain, Rule};
+use crate::store::StoreError;
+use crate::store::records::{self, Change, Expected, MAX_PAGE, MAX_TEXT, Record, RecordName, RecordStore, WriteError};
+
+/// The size of a page that names none.
+const DEFAULT_PAGE: usize = 100;
+/// How often a change is tried again that another one came in between of.
+const MAX_TRIES: usize = 5;
+
+/// The operations, over a store of records.
+pub struct Operations<R> {
+    pub(super) shared: Arc<Shared>,
+    pub(super) records: R,
+}
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    #[error("{0}")]
+    Invalid(String),
+    /// What the request names is not in the rules.
+    #[error("{0}")]
+    Unknown(String),
+    #[error("others change the same record at the same time; try again")]
+    Conflict,
+    #[error("{0}")]
+    Full(String),
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Problem {
+        Problem::Unavailable(error.to_string())
+    }
+}
+
+impl From<WriteError> for Problem {
+    fn from(error: WriteError) -> Problem {
+        match error {
+            WriteError::Conflict => Problem::Conflict,
+            WriteError::Full => Problem::Full(error.to_string()),
+            WriteError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl<R: RecordStore> Operations<R> {
+    pub fn new(shared: Arc<Shared>, records: R) -> Operations<R> {
+        Operations { shared, records }
+    }
+
+    pub(super) async fn get_subject(&self, request: proto::GetSubjectRequest) -> Result<proto::Subject, Problem> {
+        let name = convert::subject_name(&request.domain, &request.subject)?;
+        let record = self.read(&name).await?.0;
+        Ok(shown(&name, &record))
+    }
+
+    pub(super) async fn list_subjects(&self, request: proto::ListSubjectsRequest) -> Result<proto::ListSubjectsResponse, Problem> {
+        if request.domain.is_empty() {
+            return Err(Problem::Invalid("`domain` is missing".to_owned()));
+        }
+        let size = match request.page_size as usize {
+            0 => DEFAULT_PAGE,
+            size => size.min(MAX_PAGE),
+        };
+        let page = self.records.list(&RecordName::subjects(&request.domain), &request.page_token, size).await?;
+        let next_page_token = next_page(&page, size);
+        let records = readable(page);
+        let subjects = records.iter().filter_map(|(name, record)| match record {
+            Record::Subject(record) => Some(shown(name, record)),
+            _ => None,
+        });
+        Ok(proto::ListSubjectsResponse { subjects: subjects.collect(), next_page_token })
+    }
+
+    pub(super) async fn assign_tier(&self, request: proto::AssignTierRequest) -> Result<proto::Subject, Problem> {
+        let name = convert::subject_name(&request.domain, &request.subject)?;
+        let domain = self.domain(&request.domain)?;
+        if !request.tier.is_empty() && domain.plans.tier_named(request.tier.as_bytes()).is_none() {
+            let known: Vec<&str> = domain.plans.tiers.iter().map(|tier| &*tier.name).collect();
+            let known = if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) };
+            return Err(Problem::Unknown(format!("domain `{}` has no tier `{}`: {known}", domain.name, request.tier)));
+        }
+        let tier = Some(request.tier).filter(|tier| !tier.is_empty());
+        self.change(&name, |record| {
+            record.tier = tier.as_deref().map(Into::into);
+            Ok(())
+        })
+        .await
+    }
+
+    pub(super) async fn override_subject(&self, request: proto::OverrideSubjectRequest) -> Result<proto::Subject, Problem> {
+        let name = convert::subject_name(&request.domain, &request.subject)?;
+        let domain = self.domain(&request.domain)?;
+        for limits in &request.limits {
+            if !limits.rule.is_empty() && !domain.rules.iter().any(|rule| rule.label() == limits.rule) {
+                let known: Vec<&str> = domain.rules.iter().take(20).map(Rule::label).collect();
+                let known = known.join(", ");
+                return Err(Problem::Unknown(format!("domain `{}` has no rule `{}`: it has {known}", domain.name, limits.rule)));
+            }
+        }
+        self.change(&name, |record| overridden(record, &request)).await
+    }
+
+    pub(super) async fn remove_subject(
+        &self,
+        request: proto::RemoveSubjectRequest,
+    ) -> Result<proto::RemoveSubjectResponse, Problem> {
+        let name = convert::subject_name(&request.domain, &request.subject)?;
+        Ok(proto::RemoveSubjectResponse { removed: self.remove(name).await? })
+    }
+
+    pub(super) async fn list_tiers(&self, request: proto::ListTiersRequest) -> Result<proto::ListTiersResponse, Problem> {
+        let prefix = RecordName::tiers(&request.domain);
+        let (mut tiers, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = self.records.list(&prefix, &after, MAX_PAGE).await?;
+            after = next_page(&page, MAX_PAGE);
+            for (name, record) in readable(page) {
+                if let (RecordName::Tier { domain, tier }, Record::Tier(definition)) = (name, record) {
+                    tiers.push(convert::tier(&domain, &tier, &definition));
+                }
+            }
+            if after.is_empty() {
+                return Ok(proto::ListTiersResponse { tiers });
+            }
+        }
+    }
+
+    pub(super) async fn define_tier(&self, request: proto::DefineTierRequest) -> Result<proto::Tier, Problem> {
+        let tier = request.tier.ok_or_else(|| Problem::Invalid("`tier` is missing".to_owned()))?;
+        let name = convert::tier_name(&tier.domain, &tier.name)?;
+        self.domain(&tier.domain)?;
+        let definition = convert::tier_definition(&tier)?;
+        let shown = convert::tier(&tier.domain, &tier.name, &definition);
+        self.put(name, &Record::Tier(definition)).await?;
+        Ok(shown)
+    }
+
+    pub(super) async fn remove_tier(&self, request: proto::RemoveTierRequest) -> Result<proto::RemoveTierResponse, Problem> {
+        let name = convert::tier_name(&request.domain, &request.name)?;
+        Ok(proto::RemoveTierResponse { removed: self.remove(name).await? })
+    }
+
+    pub(super) async fn get_switch(&self, request: proto::GetSwitchRequest) -> Result<proto::Switch, Problem> {
+        let name = convert::switch_name(&request.domain);
+        let record = self.records.read(&name).await?.and_then(|text| Record::parse(&name, &text).ok());
+        let switch = if let Some(Record::Switch(switch)) = record { switch } else { Switch::Off };
+        Ok(proto::Switch { domain: request.domain, switch: switch.name().to_owned() })
+    }
+
+    pub(super) async fn set_switch(&self, request: proto::SetSwitchRequest) -> Result<proto::Switch, Problem> {
+        let switch = convert::switch(&request.switch)?;
+        if !request.domain.is_empty() && switch != Switch::Off {
+            self.domain(&request.domain)?;
+        }
+        self.put(convert::switch_name(&request.domain), &Record::Switch(switch)).await?;
+        Ok(proto::Switch { domain: request.domain, switch: request.switch })
+    }
+
+    pub(super) async fn export_records(&self, request: proto::ExportRecordsRequest) -> Result<proto::Records, Problem> {
+        let size = match request.page_size as usize {
+            0 => MAX_PAGE,
+            size => size.min(MAX_PAGE),
+        };
+        let page = self.records.list("", &request.page_token, size).await?;
+        let mut records = proto::Records { next_page_token: next_page(&page, size), ..proto::Records::default() };
+        for (name, record) in readable(page) {
+            convert::export(&mut records, &name, &record);
+        }
+        Ok(records)
+    }
+
+    pub(super) async fn import_records(&self, request: proto::Records) -> Result<proto::ImportRecordsResponse, Problem> {
+        let records = convert::import(&request)?;
+        let changes = records.iter().map(|(name, record)| change_to(name.clone(), Expected::Anything, record));
+        let changes: Vec<Change> = changes.collect::<Result<_, _>>()?;
+        for page in changes.chunks(MAX_PAGE) {
+            self.records.write(page).await?;
+        }
+        Ok(proto::ImportRecordsResponse { imported: changes.len() as u64 })
+    }
+
+    /// A domain that the rules have: a change in another one would do nothing, and is a misspelling.
+    pub(super) fn domain(&self, name: &str) -> Result<Arc<Domain>, Problem> {
+        let rules = self.shared.rules();
+        let domain = rules.domains.get(name.as_bytes()).cloned();
+        domain.ok_or_else(|| {
+            let mut known: Vec<&str> = rules.domains.values().map(|domain| &*domain.name).collect();
+            known.sort_unstable();
+            Problem::Unknown(format!("no domain `{name}` is loaded: there are {}", known.join(", ")))
+        })
+    }
+
+    /// A subject's record, and the text that it is read from. One that cannot be read is as good as none.
+    async fn read(&self, name: &RecordName) -> Result<(SubjectRecord, Option<String>), Problem> {
+        let text = self.records.read(name).await?;
+        let record = match text.as_deref().map(|text| Record::parse(name, text)) {
+            Some(Ok(Record::Subject(record))) => record,
+            _ => SubjectRecord::default(),
+        };
+        Ok((record, text))
+    }
+
+    /// Changes a subject's record on what it is: a change of someone else in between is not lost.
+    async fn change(
+        &self,
+        name: &RecordName,
+        change: impl Fn(&mut SubjectRecord) -> Result<(), Problem>,
+    ) -> Result<proto::Subject, Problem> {
+        for _ in 0..MAX_TRIES {
+            let (mut record, text) = self.read(name).await?;
+            change(&mut record)?;
+            let shown = shown(name, &record);
+            let next = change_to(name.clone(), Expected::Exactly(text), &Record::Subject(record))?;
+            match self.records.write(&[next]).await {
+                Ok(()) => return Ok(shown),
+                Err(WriteError::Conflict) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Problem::Conflict)
+    }
+
+    async fn put(&self, name: RecordName, record: &Record) -> Result<(), Problem> {
+        Ok(self.records.write(&[change_to(name, Expected::Anything, record)?]).await?)
+    }
+
+    /// Says whether there was something.
+    async fn remove(&self, name: RecordName) -> Result<bool, Problem> {
+        let was_there = self.records.read(&name).await?.is_some();
+        self.records.write(&[Change { name, expected: Expected::Anything, next: None }]).await?;
+        Ok(was_there)
+    }
+}
+
+/// A record that says nothing is none.
+fn change_to(name: RecordName, expected: Expected, record: &Record) -> Result<Change, Problem> {
+    let next = Some(record).filter(|record| !record.is_empty()).map(Record::text);
+    match next.as_deref().map_or(0, str::len) {
+        0..=MAX_TEXT => Ok(Change { name, expected, next }),
+        length => Err(Problem::Invalid(format!("a record of {length} bytes; at most {MAX_TEXT}"))),
+    }
+}
+
+fn overridden(record: &mut SubjectRecord, request: &proto::OverrideSubjectRequest) -> Result<(), Problem> {
+    for field in &request.clear {
+        match &**field {
+            "tier" => record.tier = None,
+            "blocked_until" => record.blocked_until = None,
+            "allowed_until" => record.allowed_until = None,
+            "multiplier" => record.multiplier = None,
+            "limits" => record.limits.clear(),
+            _ => {
+                let known = "tier, blocked_until, allowed_until, multiplier or limits";
+                return Err(Problem::Invalid(format!("`{field}` cannot be cleared: {known}")));
+            }
+        }
+    }
+    if let Some(time) = &request.blocked_until {
+        record.blocked_until = Some(convert::micros(time)?);
+    }
+    if let Some(time) = &request.allowed_until {
+        record.allowed_until = Some(convert::micros(time)?);
+    }
+    if let Some(multiplier) = request.multiplier {
+        record.multiplier = Some(convert::multiplier(multiplier)?);
+    }
+    for limits in &request.limits {
+        let limits = convert::limits_record(limits)?;
+        record.limits.retain(|known| known.rule != limits.rule);
+        record.limits.push(limits);
+    }
+    Ok(())
+}
+
+fn shown(name: &RecordName, record: &SubjectRecord) -> proto::Subject {
+    match name {
+        RecordName::Subject { domain, subject } => convert::subject(domain, subject, record),
+        _ => proto::Subject::default(),
+    }
+}
+
+fn readable(page: Vec<(String, String)>) -> Vec<(RecordName, Record)> {
+    records::readable(page.into_iter().map(|(name, text)| (Cow::Owned(name), Cow::Owned(text))))
+}
+
+/// Where the next page begins; empty after the last one.
+fn next_page(page: &[(String, String)], size: usize) -> String {
+    page.last().filter(|_| page.len() >= size).map(|(name, _)| name.clone()).unwrap_or_default()
+}

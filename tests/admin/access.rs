@@ -1,0 +1,118 @@
+//! Who is let in.
+
+use serde_json::json;
+use tonic::transport::Channel;
+use tonic::{Code, Request};
+use weir::admin::proto::weir::admin::v1 as proto;
+use weir::admin::proto::weir::admin::v1::admin_service_client::AdminServiceClient;
+
+use crate::client::{RULES, call, call_as, open, subject};
+use crate::support::weir::{Settings, Weir};
+use crate::support::{eventually, free_port};
+
+const READ: &str = "a-token-that-may-look";
+const CHANGE: &str = "a-token-that-may-change";
+
+async fn with_tokens() -> (tempfile::TempDir, Weir) {
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let file = |name: &str, text: String| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).expect("the directory is writable");
+        path.display().to_string()
+    };
+    let settings = Settings::with_rules(RULES)
+        .flag("--admin-read-token-file", &file("read", format!("ann {READ}\n")))
+        .flag("--admin-change-token-file", &file("change", format!("bob {CHANGE}\n")));
+    let weir = settings.start().await;
+    (directory, weir)
+}
+
+async fn client(weir: &Weir) -> AdminServiceClient<Channel> {
+    let endpoint = Channel::from_shared(format!("http://127.0.0.1:{}", weir.admin)).expect("the address is well-formed");
+    AdminServiceClient::new(endpoint.connect().await.expect("the admin port speaks gRPC"))
+}
+
+#[tokio::test]
+async fn a_token_is_needed_and_its_role() {
+    let (_directory, weir) = with_tokens().await;
+    let path = subject("u1");
+    let body = json!({"multiplier": 2});
+    let status = async |token, method, body| call_as(&weir, token, method, &path, body).await.status;
+    assert_eq!(status(None, "GET", json!(null)).await, 401);
+    assert_eq!(status(Some("no-such-token-at-all"), "GET", json!(null)).await, 401);
+    assert_eq!(status(Some(READ), "GET", json!(null)).await, 200);
+    assert_eq!(status(None, "PATCH", body.clone()).await, 401);
+    assert_eq!(status(Some(READ), "PATCH", body.clone()).await, 403);
+    assert_eq!(status(Some(CHANGE), "PATCH", body).await, 200);
+    assert_eq!(status(Some(CHANGE), "GET", json!(null)).await, 200);
+    let answer = call(&weir, "GET", &path, json!(null)).await;
+    assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
+    assert!(answer.body.contains("token"), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn the_same_over_grpc() {
+    let (_directory, weir) = with_tokens().await;
+    let mut client = client(&weir).await;
+    let message = || proto::SetSwitchRequest { domain: String::new(), switch: "shadow".to_owned() };
+    let with = |token: Option<&str>| {
+        let mut request = Request::new(message());
+        if let Some(token) = token {
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("a header"));
+        }
+        request
+    };
+    let code = |answer: Result<_, tonic::Status>| answer.map(|_| ()).map_err(|status| status.code());
+    assert_eq!(code(client.set_switch(with(None)).await), Err(Code::Unauthenticated));
+    assert_eq!(code(client.set_switch(with(Some(READ))).await), Err(Code::PermissionDenied));
+    assert_eq!(code(client.set_switch(with(Some(CHANGE))).await), Ok(()));
+    let mut read = Request::new(proto::GetSwitchRequest::default());
+    read.metadata_mut().insert("authorization", format!("Bearer {READ}").parse().expect("a header"));
+    assert_eq!(client.get_switch(read).await.expect("it may look").into_inner().switch, "shadow");
+}
+
+#[tokio::test]
+async fn every_change_and_every_refusal_is_in_the_audit() {
+    let (_directory, weir) = with_tokens().await;
+    call_as(&weir, Some(CHANGE), "PATCH", &subject("u1"), json!({"multiplier": 2})).await;
+    call_as(&weir, Some(CHANGE), "PATCH", &subject("u1"), json!({"multiplier": -2})).await;
+    call_as(&weir, Some(READ), "PATCH", &subject("u1"), json!({"multiplier": 2})).await;
+    eventually("the audit of three calls", async || weir.log().matches("audit").count() == 3).await;
+    let log = weir.log();
+    let audit: Vec<&str> = log.lines().filter(|line| line.contains("audit")).collect();
+    assert!(["bob", "OverrideSubject", "user_id=u1", "done"].iter().all(|word| audit[0].contains(word)), "{}", audit[0]);
+    assert!(["bob", "not changed", "multiplier"].iter().all(|word| audit[1].contains(word)), "{}", audit[1]);
+    assert!(["refused", "may look and not change"].iter().all(|word| audit[2].contains(word)), "{}", audit[2]);
+    assert!(!log.contains(READ) && !log.contains(CHANGE), "a token is in the log");
+}
+
+#[tokio::test]
+async fn without_tokens_this_machine_may_look_and_change_only_where_it_was_said() {
+    let weir = Settings::with_rules(RULES).start().await;
+    assert_eq!(call(&weir, "GET", "/v1/switch", json!(null)).await.status, 200);
+    assert_eq!(call(&weir, "PUT", "/v1/switch", json!({"switch": "allow"})).await.status, 403);
+    let mut client = client(&weir).await;
+    client.get_switch(proto::GetSwitchRequest::default()).await.expect("it may look");
+    let refused = client.remove_subject(proto::RemoveSubjectRequest::default()).await;
+    assert_eq!(refused.map(|_| ()).map_err(|status| status.code()), Err(Code::PermissionDenied));
+    let open = open().start().await;
+    assert_eq!(call(&open, "PUT", "/v1/switch", json!({"switch": "allow"})).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_browser_that_was_lured_here_changes_nothing() {
+    let weir = open().start().await;
+    let post = async |headers: &[(&str, &[u8])]| {
+        crate::support::http::send(weir.admin, "POST", "/v1/records", headers, b"{}").await.expect("an answer").status
+    };
+    assert_eq!(post(&[("content-type", b"text/plain")]).await, 415);
+    assert_eq!(post(&[]).await, 415);
+    assert_eq!(post(&[("content-type", b"application/json")]).await, 200);
+}
+
+#[tokio::test]
+async fn a_token_file_that_is_not_there_keeps_the_server_from_starting() {
+    let settings = Settings::with_rules(RULES).flag("--admin-change-token-file", "no/such/file");
+    let said = settings.fail([free_port(), free_port(), free_port()]).await;
+    assert!(said.contains("no/such/file"), "{said}");
+}

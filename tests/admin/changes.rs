@@ -1,0 +1,174 @@
+//! What a change does, to whom, and how soon everywhere.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::client::{RULES, decide, done, open, subject, user};
+use crate::support::redis::RedisServer;
+use crate::support::weir::{Settings, Weir};
+use crate::support::{Output, eventually};
+
+/// How soon a change is in effect on every replica.
+const EVERYWHERE: Duration = Duration::from_secs(1);
+const LATER: &str = "2100-01-01T00:00:00Z";
+const BEFORE: &str = "2020-01-01T00:00:00Z";
+
+#[tokio::test]
+async fn a_subject_is_overridden_listed_and_removed() {
+    let weir = open().start().await;
+    let path = subject("u1");
+    assert_eq!(user(&weir, "u1").await, (true, 2));
+    let limits = json!([{"rule": "per-user", "limits": [{"limit": "100/hour"}]}]);
+    let said = done(&weir, "PATCH", &path, json!({"limits": limits})).await;
+    assert_eq!(said["limits"][0]["limits"][0]["limit"], "100/hour");
+    assert_eq!((user(&weir, "u1").await, user(&weir, "u2").await), ((true, 98), (true, 2)), "one was used before");
+    done(&weir, "PATCH", &path, json!({"multiplier": 0.5})).await;
+    assert_eq!(user(&weir, "u1").await, (true, 47));
+    done(&weir, "PATCH", &path, json!({"blocked_until": LATER})).await;
+    assert!(!user(&weir, "u1").await.0);
+    done(&weir, "PATCH", &path, json!({"blocked_until": BEFORE})).await;
+    assert_eq!(user(&weir, "u1").await, (true, 46));
+    done(&weir, "PATCH", &subject("u0"), json!({"allowed_until": LATER})).await;
+    for _ in 0..5 {
+        assert!(user(&weir, "u0").await.0);
+    }
+    let listed = done(&weir, "GET", "/v1/domains/api/subjects", json!(null)).await;
+    let names: Vec<&Value> = listed["subjects"].as_array().expect("a list").iter().map(|subject| &subject["subject"]).collect();
+    assert_eq!(names, ["user_id=u0", "user_id=u1"]);
+    assert_eq!(listed["subjects"][1]["multiplier"], 0.5);
+    assert_eq!(done(&weir, "DELETE", &path, json!(null)).await, json!({"removed": true}));
+    assert_eq!(done(&weir, "DELETE", &path, json!(null)).await, json!({"removed": false}));
+    assert!(!user(&weir, "u1").await.0, "what it used is kept: more than three");
+    let cleared = done(&weir, "PATCH", &subject("u0"), json!({"clear": ["allowed_until"]})).await;
+    assert!(cleared.get("allowed_until").is_none(), "{cleared}");
+    assert_eq!(done(&weir, "GET", "/v1/domains/api/subjects", json!(null)).await["subjects"], json!([]));
+}
+
+#[tokio::test]
+async fn pages_follow_each_other() {
+    let weir = open().start().await;
+    for number in 0..5 {
+        done(&weir, "PATCH", &subject(&format!("u{number}")), json!({"multiplier": 2})).await;
+    }
+    let (mut names, mut token) = (Vec::new(), String::new());
+    loop {
+        let path = format!("/v1/domains/api/subjects?page_size=2&page_token={}", token.replace('|', "%7C").replace('=', "%3D"));
+        let page = done(&weir, "GET", &path, json!(null)).await;
+        names.extend(page["subjects"].as_array().expect("a list").iter().map(|subject| subject["subject"].to_string()));
+        page["next_page_token"].as_str().expect("a token").clone_into(&mut token);
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(names.len(), 5);
+    names.dedup();
+    assert_eq!(names.len(), 5);
+}
+
+#[tokio::test]
+async fn the_switch_allows_or_shadows_everything() {
+    let weir = open().start().await;
+    for _ in 0..3 {
+        user(&weir, "u1").await;
+    }
+    assert!(!user(&weir, "u1").await.0);
+    done(&weir, "PUT", "/v1/switch", json!({"switch": "allow"})).await;
+    assert!(user(&weir, "u1").await.0);
+    done(&weir, "PUT", "/v1/switch", json!({"switch": "off"})).await;
+    assert!(!user(&weir, "u1").await.0);
+    done(&weir, "PUT", "/v1/switch", json!({"switch": "shadow", "domain": "api"})).await;
+    assert!(user(&weir, "u1").await.0);
+    assert_eq!(done(&weir, "GET", "/v1/switch?domain=api", json!(null)).await["switch"], "shadow");
+    done(&weir, "PUT", "/v1/switch", json!({"switch": "off", "domain": "api"})).await;
+    assert!(!user(&weir, "u1").await.0);
+}
+
+#[tokio::test]
+async fn what_is_exported_can_be_imported_and_is_the_same() {
+    let (one, other) = (open().start().await, open().start().await);
+    let limits = json!([
+        {"rule": "ai", "limits": [{"limit": "7 per 90s", "algorithm": "token_bucket", "burst": 9}], "daily": 3},
+        {"unlimited": true, "monthly": 1},
+    ]);
+    let body = json!({"limits": limits, "multiplier": 0.333333, "blocked_until": BEFORE, "allowed_until": LATER});
+    done(&one, "PATCH", "/v1/domains/api/subjects/user_id=a%2Fb%7C100%25", body).await;
+    done(&one, "PATCH", &subject("u1"), json!({"multiplier": 2})).await;
+    let sets = json!([{"name": "write", "limits": [{"limit": "1/second"}, {"limit": "9/minute"}]}]);
+    done(&one, "PUT", "/v1/domains/api/tiers/team", json!({"limits": [], "sets": sets, "daily": 5, "priority": "high"})).await;
+    done(&one, "PUT", "/v1/switch", json!({"switch": "shadow"})).await;
+    done(&one, "PUT", "/v1/switch", json!({"switch": "allow", "domain": "api"})).await;
+    let exported = done(&one, "GET", "/v1/records", json!(null)).await;
+    assert_eq!(exported["subjects"].as_array().map(Vec::len), Some(2));
+    assert_eq!(done(&other, "POST", "/v1/records", exported.clone()).await, json!({"imported": 5}));
+    assert_eq!(done(&other, "GET", "/v1/records", json!(null)).await, exported);
+}
+
+#[tokio::test]
+async fn with_memory_records_are_of_one_process_and_with_redis_of_all() {
+    let server = RedisServer::start();
+    let one = open().redis(&server.url()).start().await;
+    let other = Settings::with_rules(RULES).redis(&server.url()).start().await;
+    done(&one, "PATCH", &subject("u1"), json!({"multiplier": 1000})).await;
+    eventually("the other replica knows", async || user(&other, "u1").await.1 > 3).await;
+    drop((one, other));
+    let later = Settings::with_rules(RULES).redis(&server.url()).start().await;
+    assert!(user(&later, "u1").await.1 > 0, "it outlasts restarts");
+    let listed = done(&later, "GET", &subject("u1"), json!(null)).await;
+    assert_eq!(listed["multiplier"], 1000.0);
+}
+
+/// Changes something on `one`, and asks `other` without a pause until everything must have heard of it.
+async fn in_effect(one: &Weir, other: &Weir, body: Value, is_new: impl Fn((bool, u64)) -> bool) {
+    done(one, "PATCH", &subject("u1"), body.clone()).await;
+    let changed = Instant::now();
+    let mut last_old = None;
+    while changed.elapsed() < 2 * EVERYWHERE {
+        let asked = changed.elapsed();
+        if !is_new(user(other, "u1").await) {
+            last_old = Some(asked);
+        }
+    }
+    assert!(last_old.is_none_or(|asked| asked < EVERYWHERE), "{body}: an old answer after {last_old:?}");
+}
+
+#[tokio::test]
+async fn no_old_answer_comes_a_second_after_a_change_and_nothing_walks_the_keys() {
+    let server = RedisServer::start();
+    let port = server.url().rsplit(':').next().expect("a port").to_owned();
+    let mut monitor = Command::new("redis-cli")
+        .args(["-p", &port, "MONITOR"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("redis-cli runs");
+    let seen = Output::of(&mut monitor);
+    eventually("the monitor watches", async || seen.text().contains("OK")).await;
+
+    let one = open().redis(&server.url()).start().await;
+    let other = Settings::with_rules(RULES).redis(&server.url()).start().await;
+    in_effect(&one, &other, json!({"blocked_until": LATER}), |(admitted, _)| !admitted).await;
+    in_effect(&one, &other, json!({"clear": ["blocked_until"], "allowed_until": LATER}), |(admitted, _)| admitted).await;
+    in_effect(&one, &other, json!({"clear": ["allowed_until"], "limits": [{"limits": [{"limit": "1/hour"}]}]}), |(admitted, _)| {
+        !admitted
+    })
+    .await;
+    in_effect(&one, &other, json!({"multiplier": 1_000_000}), |(admitted, _)| admitted).await;
+    done(&one, "GET", "/v1/domains/api/subjects", json!(null)).await;
+    done(&one, "GET", "/v1/records", json!(null)).await;
+    assert!(decide(&other, &[("remote_address", "192.0.2.1")]).await.0);
+
+    monitor.kill().expect("an own process can be killed");
+    monitor.wait().expect("a process that was started can be waited for");
+    let text = seen.text();
+    assert!(text.contains("XREVRANGE") && text.contains("records"), "the monitor saw nothing of it");
+    let walks: Vec<&str> = text
+        .lines()
+        .filter(|line| {
+            ["\"SCAN\"", "\"KEYS\"", "\"HSCAN\"", "\"SSCAN\"", "\"ZSCAN\""].iter().any(|word| line.to_uppercase().contains(word))
+        })
+        .collect();
+    assert!(walks.is_empty(), "{walks:#?}");
+}

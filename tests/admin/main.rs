@@ -1,0 +1,9 @@
+//! The admin API against the real binary: by whom it may be used, what a change does, and where it is in effect.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod access;
+mod changes;
+mod client;
+mod description;
