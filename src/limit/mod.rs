@@ -286,6 +286,20 @@ impl Limit {
         if self.algorithm.is_bucket() { self.burst } else { self.requests }
     }
 
+    /// No state of this limit matters for longer, in µs.
+    pub fn longest_life(&self) -> Micros {
+        match self.algorithm {
+            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::Penalty => self.window,
+            Algorithm::SlidingCounter => 2 * self.window,
+            // A day has up to 25 hours, a month up to 31 days.
+            Algorithm::Calendar => self.window + 2 * DAY,
+            // A debt of the capacity and one period's refill.
+            Algorithm::TokenBucket | Algorithm::LeakyBucket => {
+                self.window.saturating_mul(self.burst.saturating_add(self.requests).div_ceil(self.requests.max(1)) + 1)
+            }
+        }
+    }
+
     /// The same limit, `numerator / denominator` as large: rounded down, at least 1 where it was at least 1.
     ///
     /// # Panics

@@ -55,6 +55,22 @@ impl Key {
     }
 }
 
+impl Key {
+    /// What it begins with ([`domain_prefix`]) and the subject that it stands under, where it begins with `prefix` as all do.
+    pub fn domain_and_subject(&self, prefix: &str) -> Option<(&[u8], &[u8])> {
+        let domain = prefix.len() + STATE_VERSION.len() + 1;
+        let end = domain + self.0.get(domain..)?.iter().position(|&byte| byte == b'|')?;
+        let open = end + self.0[end..].windows(2).position(|pair| pair == b"|{")? + 2;
+        let close = open + self.0[open..].iter().position(|&byte| byte == b'}')?;
+        Some((&self.0[..end], &self.0[open..close]))
+    }
+
+    /// A name that is read back: one that a store lists.
+    pub fn from_bytes(bytes: Vec<u8>) -> Key {
+        Key(bytes)
+    }
+}
+
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.0.escape_ascii())
@@ -180,6 +196,11 @@ pub fn domain(name: &[u8]) -> EntriesText {
     let mut text = EntriesText::new();
     escape(&mut text, name, false);
     text
+}
+
+/// What a subject's own keys are called, such as the index of its counters: in the cluster slot of its counters, and no counter.
+pub fn of_subject(domain_prefix: &[u8], subject: &[u8], what: &str) -> Vec<u8> {
+    [domain_prefix, b"|{", subject, b"}|", what.as_bytes()].concat()
 }
 
 /// A whole name.
@@ -309,6 +330,17 @@ mod tests {
         let named = |written| subject_named(written).map(|text| shown(&text));
         assert_eq!(named("user=a|b 5%"), Some("user=a%7Cb 5%25".to_owned()));
         assert_eq!([named("user"), named("=u1"), named("")], [None, None, None]);
+    }
+
+    #[test]
+    fn a_key_says_whose_it_is() {
+        let parts = [Part { key: b"path", value: b"/{a}|b", shared: false }, Part { key: b"user", value: b"u1", shared: false }];
+        for prefix in ["", "p|{q}:"] {
+            let domain = domain_prefix(prefix, b"a|pi");
+            let key = key(&domain, &entries(parts.into_iter(), 1), b"|fixed_window|1m");
+            assert_eq!(key.domain_and_subject(prefix), Some((&domain[..], &b"user=u1"[..])));
+        }
+        assert_eq!(Key::from_bytes(b"w1|api".to_vec()).domain_and_subject(""), None);
     }
 
     #[test]

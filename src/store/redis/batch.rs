@@ -14,6 +14,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connect::{Connector, Dialer, Link};
+use super::listed::Listed;
 use super::script;
 use super::wire::{self, Encoded};
 use crate::store::{Clock, Outcomes, StoreError};
@@ -143,7 +144,7 @@ impl Lane {
             }
             let command = wire::call(batch.iter().map(|request| &request.encoded), self.clock.injected());
             match timeout(self.connector.settings.store_timeout, evaluate(&mut link, &command)).await {
-                Ok(Ok(reply)) => answer_all(&mut batch, &reply),
+                Ok(Ok(reply)) => answer_all(&mut batch, &reply, &self.connector.listed),
                 Ok(Err(Failure { reason, is_lost })) => {
                     fail_all(&mut batch, &StoreError::Unavailable(Arc::clone(&reason)));
                     if is_lost {
@@ -205,7 +206,13 @@ async fn evaluate(link: &mut Link, command: &Cmd) -> Result<Vec<u8>, Failure> {
     }
 }
 
-fn answer_all(batch: &mut Vec<Request>, mut reply: &[u8]) {
+fn answer_all(batch: &mut Vec<Request>, mut reply: &[u8], listed: &Listed) {
+    let answers: usize = batch.iter().map(|request| wire::answer_length(&request.encoded)).sum();
+    let were_listed = reply.get(answers..).unwrap_or_default();
+    let listings = batch.iter().flat_map(|request| request.encoded.listings());
+    for (listing, _) in listings.zip(were_listed).filter(|(_, was_listed)| **was_listed == 1) {
+        listed.remember(listing.mark);
+    }
     for request in batch.drain(..) {
         let answer = wire::take_answer(&mut reply, &request.encoded);
         request.answer(answer.unwrap_or_else(|| Err(StoreError::Unavailable(Arc::from("a reply that is none of the script")))));

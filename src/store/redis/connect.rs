@@ -15,6 +15,7 @@ use deadpool_redis::redis::{
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::listed::Listed;
 use super::script;
 
 /// The most connections of a process: one for each server thread, and a few for administration.
@@ -53,6 +54,8 @@ pub enum RedisSettingsError {
 pub struct Connector {
     pool: Pool<Dialer>,
     pub(super) settings: Arc<RedisSettings>,
+    /// What all threads have put into the indexes of subjects.
+    pub(super) listed: Arc<Listed>,
 }
 
 impl Connector {
@@ -62,7 +65,7 @@ impl Connector {
         let dialer =
             Dialer { client: client(&settings)?, connect_timeout: settings.connect_timeout, warned: AtomicBool::new(false) };
         let pool = Pool::builder(dialer).max_size(MAX_CONNECTIONS).build().expect("a pool without timeouts needs no runtime");
-        Ok(Connector { pool, settings: Arc::new(settings) })
+        Ok(Connector { pool, settings: Arc::new(settings), listed: Arc::new(Listed::new()) })
     }
 
     /// A new connection that knows the script.

@@ -3,6 +3,7 @@
 
 mod batch;
 mod connect;
+mod listed;
 mod records;
 mod script;
 mod wire;
@@ -121,7 +122,8 @@ impl Store for RedisStore {
             return Ok(Outcomes::new());
         }
         let unavailable = |reason: &str| StoreError::Unavailable(Arc::from(reason));
-        let Some(encoded) = Encoded::new(group) else {
+        let listings = self.connector.listed.listings(group, &self.connector.settings.key_prefix, deadline);
+        let Some(encoded) = Encoded::new(group, listings) else {
             return Err(StoreError::TooLarge(group.checks.len()));
         };
         let (respond, answer) = oneshot::channel();

@@ -24,6 +24,8 @@ const REPEATED_SIZE: usize = 2 * 2;
 const MAX_COMPARED: usize = 8;
 /// A check's part in the reply: its kind; remaining, after, delay.
 const ANSWER_SIZE: usize = 1 + 3 * 8;
+/// A listing: its counter's place, its life.
+const LISTING_SIZE: usize = 4 + 8;
 /// The most checks of one request: bounds how long the script may hold Redis up.
 pub(super) const MAX_CHECKS: usize = 16_384;
 
@@ -32,11 +34,24 @@ pub(super) struct Encoded {
     /// The packed checks, then the keys.
     bytes: Vec<u8>,
     key_lengths: SmallVec<[u32; 4]>,
+    /// Counters to put into their subjects' indexes; mostly none.
+    listings: Vec<Listing>,
+}
+
+/// A counter to put into the index of its subject, if the counter is there when the call is done.
+pub(super) struct Listing {
+    /// Which check's counter.
+    pub(super) check: usize,
+    pub(super) index: Vec<u8>,
+    /// How long it stays listed, in ms.
+    pub(super) life: f64,
+    /// What it is known by when it was listed.
+    pub(super) mark: u64,
 }
 
 impl Encoded {
     /// `None` for more than [`MAX_CHECKS`].
-    pub(super) fn new(group: &Group) -> Option<Encoded> {
+    pub(super) fn new(group: &Group, listings: Vec<Listing>) -> Option<Encoded> {
         let count = u16::try_from(group.checks.len()).ok().filter(|&count| usize::from(count) <= MAX_CHECKS)?;
         let keys: usize = group.keys.iter().map(|key| key.as_bytes().len()).sum();
         let mut bytes = Vec::with_capacity(GROUP_HEADER + group.checks.len() * CHECK_SIZE + keys);
@@ -49,7 +64,11 @@ impl Encoded {
             bytes.extend_from_slice(key.as_bytes());
         }
         let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        Some(Encoded { bytes, key_lengths: group.keys.iter().map(|key| length(key.as_bytes())).collect() })
+        Some(Encoded { bytes, key_lengths: group.keys.iter().map(|key| length(key.as_bytes())).collect(), listings })
+    }
+
+    pub(super) fn listings(&self) -> &[Listing] {
+        &self.listings
     }
 
     /// How many checks, and so keys, it has.
@@ -96,8 +115,9 @@ fn exact(number: u64) -> f64 {
 pub(super) fn call<'a>(requests: impl ExactSizeIterator<Item = &'a Encoded> + Clone, now: Option<Micros>) -> Cmd {
     let checks = requests.clone().map(Encoded::checks).sum::<usize>();
     let bytes: usize = requests.clone().map(|request| request.bytes.len()).sum();
-    let mut command = Cmd::with_capacity(4 + checks, 64 + CALL_HEADER + bytes);
-    command.arg("EVALSHA").arg(script::digest()).arg(checks);
+    let listings = requests.clone().map(|request| request.listings.len()).sum::<usize>();
+    let mut command = Cmd::with_capacity(4 + checks + 2 * listings, 64 + CALL_HEADER + bytes);
+    command.arg("EVALSHA").arg(script::digest()).arg(checks + listings);
     let mut places: HashMap<&[u8], u16, RandomState> = HashMap::with_capacity_and_hasher(checks, RandomState::default());
     let mut repeated: SmallVec<[(u16, u16); 8]> = SmallVec::new();
     let mut distinct: SmallVec<[&[u8]; 16]> = SmallVec::new();
@@ -127,13 +147,38 @@ pub(super) fn call<'a>(requests: impl ExactSizeIterator<Item = &'a Encoded> + Cl
     packed.extend(repeated.iter().flat_map(|&(place, first)| [place, first]).flat_map(u16::to_le_bytes));
     distinct.iter().for_each(|request| packed.extend_from_slice(request));
     packed.extend_from_slice(&kinds);
+    for listing in requests.clone().flat_map(|request| &request.listings) {
+        command.arg(&listing.index);
+    }
     command.arg(packed);
+    if listings > 0 {
+        command.arg(listed(requests, listings));
+    }
     command
+}
+
+/// For each listing the place of its counter among the keys, and its life.
+fn listed<'a>(requests: impl Iterator<Item = &'a Encoded>, listings: usize) -> Vec<u8> {
+    let mut packed = Vec::with_capacity(listings * LISTING_SIZE);
+    let mut first = 1;
+    for request in requests {
+        for Listing { check, life, .. } in &request.listings {
+            packed.extend_from_slice(&u32::try_from(first + check).expect("a batch is bounded").to_le_bytes());
+            packed.extend_from_slice(&life.to_le_bytes());
+        }
+        first += request.checks();
+    }
+    packed
+}
+
+/// How much of the reply is the answer to this request, in bytes.
+pub(super) fn answer_length(request: &Encoded) -> usize {
+    request.checks() * ANSWER_SIZE
 }
 
 /// Takes the answer to one request off the front of the reply. `None` when it is not a reply of our script.
 pub(super) fn take_answer(reply: &mut &[u8], request: &Encoded) -> Option<Result<Outcomes, StoreError>> {
-    let (answer, rest) = reply.split_at_checked(request.checks() * ANSWER_SIZE)?;
+    let (answer, rest) = reply.split_at_checked(answer_length(request))?;
     *reply = rest;
     let mut outcomes = Outcomes::with_capacity(request.checks());
     for (answer, key) in answer.chunks_exact(ANSWER_SIZE).zip(request.keys()) {

@@ -57,7 +57,7 @@ local kind_of = { string.byte(args, at, at + requests - 1) }
 
 -- Reads. MGET says nil for an absent key and for one of another type alike, so the absent ones are looked at again if any exists.
 if size <= CHUNK then
-  states = call('MGET', unpack(KEYS))
+  states = call('MGET', unpack(KEYS, 1, size))
 else
   states = {}
   for first = 1, size, CHUNK do
@@ -149,10 +149,32 @@ for place = 1, size do
   end
 end
 
-if replied <= 4 * CHUNK then return pack('<' .. string.rep('Bddd', replied / 4), unpack(reply, 1, replied)) end
-local parts = {}
-for from = 1, replied, 4 * CHUNK do
-  local to = min(from + 4 * CHUNK - 1, replied)
-  parts[#parts + 1] = pack('<' .. string.rep('Bddd', (to - from + 1) / 4), unpack(reply, from, to))
+local function answers()
+  if replied <= 4 * CHUNK then return pack('<' .. string.rep('Bddd', replied / 4), unpack(reply, 1, replied)) end
+  local parts = {}
+  for from = 1, replied, 4 * CHUNK do
+    local to = min(from + 4 * CHUNK - 1, replied)
+    parts[#parts + 1] = pack('<' .. string.rep('Bddd', (to - from + 1) / 4), unpack(reply, from, to))
+  end
+  return table.concat(parts)
 end
-return table.concat(parts)
+
+if not listed then return answers() end
+
+-- Lists: puts a counter that is there into the index of its subject, for `life` ms. An index that is none of ours is no reason to
+-- fail.
+local moment, were_listed = floor(now / 1000), {}
+local function list(place, life, index)
+  local state = states[homes[place] or place]
+  if not state or state == NOT_OURS then return 0 end
+  local is_new = redis.pcall('ZADD', index, string.format('%.0f', moment + life), KEYS[place])
+  if type(is_new) ~= 'number' then return 0 end
+  if is_new == 1 then call('ZREMRANGEBYSCORE', index, '-inf', moment) end
+  if call('PTTL', index) < life then call('PEXPIRE', index, string.format('%.0f', life)) end
+  return 1
+end
+for number = 1, listings do
+  local place, life = unpack_struct('<Id', listed, LISTING_SIZE * (number - 1) + 1)
+  were_listed[number] = string.char(list(place, life, KEYS[size + number]))
+end
+return answers() .. table.concat(were_listed)

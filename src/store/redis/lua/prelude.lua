@@ -7,7 +7,9 @@
 -- KEYS: one for each check of each request, in order. ARGV[1], packed: now in µs (0: the server's clock); how many requests,
 -- distinct requests, and keys that occur again; for each of these its place and the place of the first; the distinct requests,
 -- each its number of checks, whether it is refused, and its checks; for each request, which distinct one it is. The reply,
--- packed: for each check what became of it, remaining, after, delay.
+-- packed: for each check what became of it, remaining, after, delay. With ARGV[2] there are KEYS besides, indexes of subjects;
+-- it says for each the place of the counter to put there, and for how many ms, and the reply ends with a byte for each, whether
+-- it was.
 local call = redis.call
 local pack, unpack_struct = struct.pack, struct.unpack
 local floor, max, min = math.floor, math.max, math.min
@@ -28,7 +30,10 @@ local LEAKY_BUCKET, PENALTY = 5, 6
 -- What a check's first number in the reply says.
 local DENIED, IS_ALLOWED, FOREIGN, UNDECIDED = 0, 1, 2, 3
 
-local args, size = ARGV[1], #KEYS
+local LISTING_SIZE = 12
+local args, listed = ARGV[1], ARGV[2]
+local listings = listed and #listed / LISTING_SIZE or 0
+local size = #KEYS - listings
 local now, requests, distinct, repeated = unpack_struct('<dHHH', args)
 local at = 15
 local is_injected = now ~= 0

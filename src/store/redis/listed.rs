@@ -1,0 +1,110 @@
+//! Which counters this process has put into the indexes of their subjects lately: an index serves usage and reset, and need not
+//! be written at every request. A table of fingerprints: one that is forgotten too early is written once more, and two counters
+//! of one fingerprint are one in many billions.
+
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use foldhash::fast::RandomState;
+use tokio::time::Instant;
+
+use super::wire::Listing;
+use crate::limit::{Algorithm, Charge, Check, Operation, SECOND};
+use crate::rules::key::{self, Key};
+use crate::store::Group;
+
+/// Counters remembered: 2 MB of fingerprints.
+const SLOTS: usize = 1 << 18;
+/// Places that one counter may have.
+const WAYS: usize = 4;
+/// How long a counter counts as listed before it is listed again, in seconds. It stays listed twice as long besides its life.
+const LISTED_FOR: u64 = 60;
+/// The part of a mark that says when: turns of [`LISTED_FOR`], which come around after more than four hours.
+const TURNS: u64 = 0xff;
+
+pub(super) struct Listed {
+    slots: Box<[AtomicU64]>,
+    hasher: RandomState,
+    start: Instant,
+}
+
+impl Listed {
+    pub(super) fn new() -> Listed {
+        let slots = (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
+        Listed { slots, hasher: RandomState::default(), start: Instant::now() }
+    }
+
+    /// What of a group is to be listed: counters that it may create, unless they were listed lately. `now` may be a little off.
+    pub(super) fn listings(&self, group: &Group, prefix: &str, now: Instant) -> Vec<Listing> {
+        let seconds = now.saturating_duration_since(self.start).as_secs();
+        let mut listings = Vec::new();
+        for (number, (key, check)) in group.keys.iter().zip(&group.checks).enumerate() {
+            if !creates(check, group.refused) {
+                continue;
+            }
+            let hash = self.hasher.hash_one(key);
+            // Not all of them at one moment.
+            let turn = (seconds + hash % LISTED_FOR) / LISTED_FOR + 1;
+            let mark = (hash & !TURNS) | (turn & TURNS);
+            if !self.remembers(mark) {
+                listings.extend(listing(number, key, check, mark, prefix));
+            }
+        }
+        listings
+    }
+
+    fn remembers(&self, mark: u64) -> bool {
+        self.set(mark).iter().any(|slot| slot.load(Ordering::Relaxed) == mark)
+    }
+
+    pub(super) fn remember(&self, mark: u64) {
+        let set = self.set(mark);
+        let same = set.iter().find(|slot| slot.load(Ordering::Relaxed) & !TURNS == mark & !TURNS);
+        let place = usize::try_from(mark & TURNS).expect("a turn is small") % WAYS;
+        let free = set.iter().find(|slot| slot.load(Ordering::Relaxed) == 0);
+        same.or(free).unwrap_or(&set[place]).store(mark, Ordering::Relaxed);
+    }
+
+    fn set(&self, mark: u64) -> &[AtomicU64] {
+        let first = usize::try_from(mark >> 8).unwrap_or(0) % (SLOTS / WAYS) * WAYS;
+        &self.slots[first..first + WAYS]
+    }
+}
+
+/// Whether a check may write a counter that was not there. Blocks, which are seldom there, are found by their rule.
+fn creates(check: &Check, refused: bool) -> bool {
+    let counts = match check.operation {
+        Operation::Take => !refused || check.charge == Charge::Always,
+        Operation::Report => true,
+        _ => false,
+    };
+    counts && check.limit.algorithm() != Algorithm::Penalty
+}
+
+fn listing(check: usize, key: &Key, of: &Check, mark: u64, prefix: &str) -> Option<Listing> {
+    let (domain, subject) = key.domain_and_subject(prefix)?;
+    let life = of.limit.longest_life().div_ceil(1_000).saturating_add(2 * LISTED_FOR * SECOND / 1_000);
+    Some(Listing { check, index: key::of_subject(domain, subject, "index"), life: life as f64, mark })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_known_until_many_others_came() {
+        let listed = Listed::new();
+        let marks: Vec<u64> = (0..1_000).map(|number| (listed.hasher.hash_one(number) & !TURNS) | 1).collect();
+        for &mark in &marks {
+            assert!(!listed.remembers(mark));
+            listed.remember(mark);
+            assert!(listed.remembers(mark) && !listed.remembers(mark + 1));
+        }
+        let known = |marks: &[u64]| marks.iter().filter(|&&mark| listed.remembers(mark)).count();
+        assert!(known(&marks) > 990, "{} of 1000", known(&marks));
+        listed.remember(marks[0] + 1);
+        assert!(!listed.remembers(marks[0]), "a counter has one place");
+        (0..10 * SLOTS).for_each(|number| listed.remember((listed.hasher.hash_one(number) & !TURNS) | 2));
+        assert_eq!(known(&marks), 0);
+    }
+}
