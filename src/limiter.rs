@@ -1,6 +1,8 @@
 //! One decision from end to end: look up, plan, ask the store, decide. Total: whatever the caller sends and whatever the
 //! store does, there is an answer, by the deadline.
 
+mod tallies;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,6 +20,7 @@ use crate::rules::plan::{self, Moment, Plan, PlanSettings, Planned};
 use crate::rules::request::Request;
 use crate::rules::subject::Switch;
 use crate::rules::{Domain, OnStoreFailure, Rule, RuleLimit, RuleSet};
+use crate::store::history::{History, Recorder};
 use crate::store::memory::MemoryStore;
 use crate::store::records::{Record, RecordName, RecordView, Subscriber};
 use crate::store::{Group, Outcomes, Store, StoreError};
@@ -36,6 +39,7 @@ pub struct Limiter<S> {
     shared: Arc<Shared>,
     held: Mutex<Held>,
     store: S,
+    recorder: Recorder,
 }
 
 /// A thread's own hold on the rules in force, taken anew at the first request after a reload. A request holds this one: a count of
@@ -50,6 +54,7 @@ pub struct Shared {
     loaded: Mutex<RuleSet>,
     /// What operators said of single subjects, of tiers, and of everything.
     records: RecordView,
+    history: Arc<History>,
     /// Decides for `on_store_failure: local`.
     local: MemoryStore,
     /// How many replicas share a limit while the store is away.
@@ -115,8 +120,9 @@ struct LoadedDomain {
 impl Shared {
     pub fn new(local: MemoryStore, settings: LimiterSettings) -> Shared {
         let (metrics, loaded, records) = (Arc::new(Metrics::new()), Mutex::default(), RecordView::default());
+        let history = Arc::default();
         metrics.replicas.set(1);
-        Shared { in_force: ArcSwap::default(), loaded, records, local, replicas: AtomicU32::new(1), settings, metrics }
+        Shared { in_force: ArcSwap::default(), loaded, records, history, local, replicas: AtomicU32::new(1), settings, metrics }
     }
 
     /// The rules in force; revision 0 while none are.
@@ -160,6 +166,11 @@ impl Shared {
         &self.records
     }
 
+    /// What subjects were allowed and refused, to be brought to the store.
+    pub fn history(&self) -> &Arc<History> {
+        &self.history
+    }
+
     /// How many replicas share each limit when every one decides by itself.
     pub fn set_replicas(&self, replicas: u32) {
         self.replicas.store(replicas.max(1), Ordering::Relaxed);
@@ -190,7 +201,8 @@ impl Subscriber for Shared {
 
 impl<S: Store> Limiter<S> {
     pub fn new(shared: Arc<Shared>, store: S) -> Limiter<S> {
-        Limiter { shared, held: Mutex::default(), store }
+        let recorder = shared.history.recorder();
+        Limiter { shared, held: Mutex::default(), store, recorder }
     }
 
     pub fn shared(&self) -> &Arc<Shared> {
@@ -258,6 +270,9 @@ impl<S: Store> Limiter<S> {
         };
         let mut decision = decision::decide(domain, &plan, &outcomes, settings.plan.shadow);
         decision.degraded = degraded;
+        if self.shared.history.is_kept() && !domain.subject.is_empty() {
+            tallies::record(&self.recorder, domain, request, &plan, &decision, moment.now);
+        }
         // Boxed before it waits, so that a call under way does not keep room for it.
         let decided = Box::new(Decided { decision, loaded: Some((held, place)), overrides: plan.overrides });
         if decided.decision.hold > 0 {

@@ -7,10 +7,9 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, Serialize
 use tonic::async_trait;
 
 use super::access::{Access, Caller, Peer, Refusal, Role};
-use super::operations::{Operations, Problem};
+use super::operations::{Operations, OperatorStore, Problem};
 use super::proto::weir::admin::v1 as proto;
 use super::proto::weir::admin::v1::admin_service_server::AdminService;
-use crate::store::records::RecordStore;
 
 /// The service's full name.
 pub const SERVICE: &str = "weir.admin.v1.AdminService";
@@ -52,6 +51,9 @@ pub(super) static CALLS: &[Call] = &[
     call("RemoveTier", Role::Change, Method::DELETE, TIER),
     call("GetSwitch", Role::Read, Method::GET, "/v1/switch"),
     call("SetSwitch", Role::Change, Method::PUT, "/v1/switch"),
+    call("GetUsage", Role::Read, Method::GET, "/v1/domains/{domain}/subjects/{subject}/usage"),
+    call("ResetUsage", Role::Change, Method::POST, "/v1/domains/{domain}/subjects/{subject}/reset"),
+    call("GetHistory", Role::Read, Method::GET, "/v1/domains/{domain}/subjects/{subject}/history"),
     call("ExportRecords", Role::Read, Method::GET, "/v1/records"),
     call("ImportRecords", Role::Change, Method::POST, "/v1/records"),
 ];
@@ -62,8 +64,8 @@ fn role(name: &str) -> Role {
 }
 
 /// The API, by whichever protocol.
-pub struct AdminApi<R> {
-    operations: Operations<R>,
+pub struct AdminApi<S> {
+    operations: Operations<S>,
     access: Access,
     pub(super) pool: DescriptorPool,
 }
@@ -84,8 +86,8 @@ pub(super) struct Head<'a> {
     pub(super) peer: Option<Peer>,
 }
 
-impl<R: RecordStore> AdminApi<R> {
-    pub fn new(operations: Operations<R>, access: Access) -> AdminApi<R> {
+impl<S: OperatorStore> AdminApi<S> {
+    pub fn new(operations: Operations<S>, access: Access) -> AdminApi<S> {
         let pool = DescriptorPool::decode(DESCRIPTOR_SET).expect("the descriptor set is compiled in");
         AdminApi { operations, access, pool }
     }
@@ -104,7 +106,7 @@ impl<R: RecordStore> AdminApi<R> {
         name: &str,
         caller: &Caller,
         request: Q,
-        operation: impl AsyncFnOnce(&Operations<R>, Q) -> Result<A, Problem>,
+        operation: impl AsyncFnOnce(&Operations<S>, Q) -> Result<A, Problem>,
     ) -> Result<A, CallError> {
         if role(name) == Role::Read {
             return Ok(operation(&self.operations, request).await?);
@@ -150,7 +152,7 @@ pub(super) fn json(descriptor: MessageDescriptor, bytes: &[u8]) -> Vec<u8> {
 macro_rules! calls {
     ($($name:literal $operation:ident $Request:ident -> $Answer:ident;)*) => {
         #[async_trait]
-        impl<R: RecordStore + 'static> AdminService for AdminApi<R> {
+        impl<S: OperatorStore + 'static> AdminService for AdminApi<S> {
             $(async fn $operation(
                 &self,
                 request: tonic::Request<proto::$Request>,
@@ -165,7 +167,7 @@ macro_rules! calls {
             })*
         }
 
-        impl<R: RecordStore> AdminApi<R> {
+        impl<S: OperatorStore> AdminApi<S> {
             /// A call by its name, with its request and its answer encoded.
             pub(super) async fn dispatch(&self, name: &str, caller: &Caller, request: &[u8]) -> Result<Vec<u8>, CallError> {
                 match name {
@@ -192,6 +194,9 @@ calls! {
     "RemoveTier" remove_tier RemoveTierRequest -> RemoveTierResponse;
     "GetSwitch" get_switch GetSwitchRequest -> Switch;
     "SetSwitch" set_switch SetSwitchRequest -> Switch;
+    "GetUsage" get_usage GetUsageRequest -> Usage;
+    "ResetUsage" reset_usage ResetUsageRequest -> ResetUsageResponse;
+    "GetHistory" get_history GetHistoryRequest -> History;
     "ExportRecords" export_records ExportRecordsRequest -> Records;
     "ImportRecords" import_records Records -> ImportRecordsResponse;
 }

@@ -8,7 +8,7 @@ use axum::extract::{Query, RawPathParams, Request, State};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, get, on};
-use http::header::{CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
+use http::header::{ACCEPT, CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use prost::Message;
 use prost_reflect::DynamicMessage;
@@ -18,22 +18,22 @@ use tonic::service::Routes;
 use super::access::{Peer, Refusal};
 use super::calls::{self, AdminApi, CALLS, Call, CallError, Head};
 use super::openapi;
-use super::operations::Problem;
+use super::operations::{OperatorStore, Problem};
+use super::proto::weir::admin::v1::History;
 use super::proto::weir::admin::v1::admin_service_server::AdminServiceServer;
-use crate::store::records::RecordStore;
 
 /// The longest body: a thousand large records.
 const MAX_BODY: usize = 32 << 20;
 
 /// The API over HTTP and over gRPC, and `GET /openapi.json`. Whoever serves it says where each connection comes from ([`Peer`]).
-pub fn router<R: RecordStore + 'static>(api: Arc<AdminApi<R>>) -> Router {
+pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>) -> Router {
     let description = openapi::description(&api.pool).to_string();
     let mut router = Router::new()
         .route("/openapi.json", get(move || async move { ([(CONTENT_TYPE, "application/json")], description.clone()) }));
     for call in CALLS {
         let filter = MethodFilter::try_from(call.method.clone()).expect("a method of every day");
         let handler =
-            async move |State(api): State<Arc<AdminApi<R>>>, params: RawPathParams, query: Query<Params>, request: Request| {
+            async move |State(api): State<Arc<AdminApi<S>>>, params: RawPathParams, query: Query<Params>, request: Request| {
                 let params = params.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
                 answer(&api, call, params.chain(query.0).collect(), request).await.unwrap_or_else(|failure| failure)
             };
@@ -60,7 +60,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 type Params = Vec<(String, String)>;
 
 /// Who calls is asked before anything of the request is read.
-async fn answer<R: RecordStore>(api: &AdminApi<R>, call: &Call, params: Params, request: Request) -> Result<Response, Response> {
+async fn answer<S: OperatorStore>(api: &AdminApi<S>, call: &Call, params: Params, request: Request) -> Result<Response, Response> {
     let (parts, body) = request.into_parts();
     let peer = parts.extensions.get::<Peer>().copied();
     let head = Head { headers: &parts.headers, uri: &parts.uri, peer };
@@ -75,7 +75,21 @@ async fn answer<R: RecordStore>(api: &AdminApi<R>, call: &Call, params: Params, 
     let fields = fields(call, params, &body).map_err(bad_request)?;
     let request = DynamicMessage::deserialize(method.input(), fields).map_err(|error| bad_request(error.to_string()))?;
     let answer = api.dispatch(call.name, &caller, &request.encode_to_vec()).await.map_err(|error| failure(&error))?;
+    if call.name == "GetHistory" && accepts_csv(&parts.headers) {
+        return Ok(([(CONTENT_TYPE, "text/csv")], csv(&answer)).into_response());
+    }
     Ok(([(CONTENT_TYPE, "application/json")], calls::json(method.output(), &answer)).into_response())
+}
+
+fn accepts_csv(headers: &HeaderMap) -> bool {
+    headers.get(ACCEPT).is_some_and(|kinds| kinds.as_bytes().starts_with(b"text/csv"))
+}
+
+/// A history as a table, a line for each day.
+fn csv(history: &[u8]) -> String {
+    let history = History::decode(history).expect("it was encoded here");
+    let lines = history.days.iter().map(|day| format!("{},{},{},{}\n", day.date, day.allowed, day.refused, day.cost));
+    std::iter::once("date,allowed,refused,cost\n".to_owned()).chain(lines).collect()
 }
 
 /// The request's fields as one object.

@@ -7,6 +7,7 @@ pub mod http;
 mod openapi;
 mod operations;
 mod rules;
+mod usage;
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 
 pub use calls::{AdminApi, SERVICE};
-pub use operations::{Operations, Problem};
+pub use operations::{Operations, OperatorStore, Problem};
 
 use crate::limiter::Shared;
 use crate::telemetry::metrics;

@@ -87,6 +87,9 @@ fn operation(pool: &DescriptorPool, call: &Call, messages: &mut BTreeSet<String>
             "503": error("The store does not answer."),
         },
     });
+    if call.name == "GetHistory" {
+        operation["responses"]["200"]["content"]["text/csv"] = json!({"schema": {"type": "string"}});
+    }
     if has_body {
         let properties: Map<String, Value> = request
             .fields()

@@ -5,21 +5,28 @@ use std::sync::Arc;
 
 use super::convert;
 use super::proto::weir::admin::v1 as proto;
+use super::usage::Kind;
 use crate::limiter::Shared;
 use crate::rules::subject::{SubjectRecord, Switch};
 use crate::rules::{Domain, Rule};
 use crate::store::StoreError;
 use crate::store::records::{self, Change, Expected, MAX_PAGE, MAX_TEXT, Record, RecordName, RecordStore, WriteError};
+use crate::store::subjects::SubjectStore;
 
 /// The size of a page that names none.
 const DEFAULT_PAGE: usize = 100;
 /// How often a change is tried again that another one came in between of.
 const MAX_TRIES: usize = 5;
 
-/// The operations, over a store of records.
-pub struct Operations<R> {
+/// What operators change and look at is kept in one.
+pub trait OperatorStore: RecordStore + SubjectStore {}
+
+impl<S: RecordStore + SubjectStore> OperatorStore for S {}
+
+/// The operations, over a store.
+pub struct Operations<S> {
     pub(super) shared: Arc<Shared>,
-    pub(super) records: R,
+    pub(super) store: S,
 }
 
 /// Why something was not done.
@@ -54,9 +61,9 @@ impl From<WriteError> for Problem {
     }
 }
 
-impl<R: RecordStore> Operations<R> {
-    pub fn new(shared: Arc<Shared>, records: R) -> Operations<R> {
-        Operations { shared, records }
+impl<S: OperatorStore> Operations<S> {
+    pub fn new(shared: Arc<Shared>, store: S) -> Operations<S> {
+        Operations { shared, store }
     }
 
     pub(super) async fn get_subject(&self, request: proto::GetSubjectRequest) -> Result<proto::Subject, Problem> {
@@ -73,7 +80,7 @@ impl<R: RecordStore> Operations<R> {
             0 => DEFAULT_PAGE,
             size => size.min(MAX_PAGE),
         };
-        let page = self.records.list(&RecordName::subjects(&request.domain), &request.page_token, size).await?;
+        let page = self.store.list(&RecordName::subjects(&request.domain), &request.page_token, size).await?;
         let next_page_token = next_page(&page, size);
         let records = readable(page);
         let subjects = records.iter().filter_map(|(name, record)| match record {
@@ -109,7 +116,11 @@ impl<R: RecordStore> Operations<R> {
                 return Err(Problem::Unknown(format!("domain `{}` has no rule `{}`: it has {known}", domain.name, limits.rule)));
             }
         }
-        self.change(&name, |record| overridden(record, &request)).await
+        let said = self.change(&name, |record| overridden(record, &request)).await?;
+        if request.allowed_until.is_some() {
+            self.forget_counters(&name, Kind::Block).await?;
+        }
+        Ok(said)
     }
 
     pub(super) async fn remove_subject(
@@ -124,7 +135,7 @@ impl<R: RecordStore> Operations<R> {
         let prefix = RecordName::tiers(&request.domain);
         let (mut tiers, mut after) = (Vec::new(), String::new());
         loop {
-            let page = self.records.list(&prefix, &after, MAX_PAGE).await?;
+            let page = self.store.list(&prefix, &after, MAX_PAGE).await?;
             after = next_page(&page, MAX_PAGE);
             for (name, record) in readable(page) {
                 if let (RecordName::Tier { domain, tier }, Record::Tier(definition)) = (name, record) {
@@ -154,7 +165,7 @@ impl<R: RecordStore> Operations<R> {
 
     pub(super) async fn get_switch(&self, request: proto::GetSwitchRequest) -> Result<proto::Switch, Problem> {
         let name = convert::switch_name(&request.domain);
-        let record = self.records.read(&name).await?.and_then(|text| Record::parse(&name, &text).ok());
+        let record = self.store.read(&name).await?.and_then(|text| Record::parse(&name, &text).ok());
         let switch = if let Some(Record::Switch(switch)) = record { switch } else { Switch::Off };
         Ok(proto::Switch { domain: request.domain, switch: switch.name().to_owned() })
     }
@@ -173,7 +184,7 @@ impl<R: RecordStore> Operations<R> {
             0 => MAX_PAGE,
             size => size.min(MAX_PAGE),
         };
-        let page = self.records.list("", &request.page_token, size).await?;
+        let page = self.store.list("", &request.page_token, size).await?;
         let mut records = proto::Records { next_page_token: next_page(&page, size), ..proto::Records::default() };
         for (name, record) in readable(page) {
             convert::export(&mut records, &name, &record);
@@ -186,7 +197,7 @@ impl<R: RecordStore> Operations<R> {
         let changes = records.iter().map(|(name, record)| change_to(name.clone(), Expected::Anything, record));
         let changes: Vec<Change> = changes.collect::<Result<_, _>>()?;
         for page in changes.chunks(MAX_PAGE) {
-            self.records.write(page).await?;
+            self.store.write(page).await?;
         }
         Ok(proto::ImportRecordsResponse { imported: changes.len() as u64 })
     }
@@ -203,8 +214,8 @@ impl<R: RecordStore> Operations<R> {
     }
 
     /// A subject's record, and the text that it is read from. One that cannot be read is as good as none.
-    async fn read(&self, name: &RecordName) -> Result<(SubjectRecord, Option<String>), Problem> {
-        let text = self.records.read(name).await?;
+    pub(super) async fn read(&self, name: &RecordName) -> Result<(SubjectRecord, Option<String>), Problem> {
+        let text = self.store.read(name).await?;
         let record = match text.as_deref().map(|text| Record::parse(name, text)) {
             Some(Ok(Record::Subject(record))) => record,
             _ => SubjectRecord::default(),
@@ -223,7 +234,7 @@ impl<R: RecordStore> Operations<R> {
             change(&mut record)?;
             let shown = shown(name, &record);
             let next = change_to(name.clone(), Expected::Exactly(text), &Record::Subject(record))?;
-            match self.records.write(&[next]).await {
+            match self.store.write(&[next]).await {
                 Ok(()) => return Ok(shown),
                 Err(WriteError::Conflict) => {}
                 Err(error) => return Err(error.into()),
@@ -233,13 +244,13 @@ impl<R: RecordStore> Operations<R> {
     }
 
     async fn put(&self, name: RecordName, record: &Record) -> Result<(), Problem> {
-        Ok(self.records.write(&[change_to(name, Expected::Anything, record)?]).await?)
+        Ok(self.store.write(&[change_to(name, Expected::Anything, record)?]).await?)
     }
 
     /// Says whether there was something.
     async fn remove(&self, name: RecordName) -> Result<bool, Problem> {
-        let was_there = self.records.read(&name).await?.is_some();
-        self.records.write(&[Change { name, expected: Expected::Anything, next: None }]).await?;
+        let was_there = self.store.read(&name).await?.is_some();
+        self.store.write(&[Change { name, expected: Expected::Anything, next: None }]).await?;
         Ok(was_there)
     }
 }

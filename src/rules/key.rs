@@ -65,6 +65,14 @@ impl Key {
         Some((&self.0[..end], &self.0[open..close]))
     }
 
+    /// The matched entries, between what it begins with and what it ends with.
+    pub fn entries(&self, domain_prefix: &[u8]) -> Option<&[u8]> {
+        let rest = self.0.strip_prefix(domain_prefix)?;
+        let mut bars = rest.iter().enumerate().rev().filter(|(_, byte)| **byte == b'|').map(|(place, _)| place);
+        let end = bars.nth(usize::from(!rest.ends_with(BLOCK_SUFFIX)))?;
+        Some(&rest[..end])
+    }
+
     /// A name that is read back: one that a store lists.
     pub fn from_bytes(bytes: Vec<u8>) -> Key {
         Key(bytes)
@@ -89,6 +97,19 @@ pub struct Part<'a> {
 /// What the keys of all of a domain's counters begin with.
 pub fn domain_prefix(prefix: &str, domain: &[u8]) -> Vec<u8> {
     [format!("{prefix}{STATE_VERSION}|").as_bytes(), &self::domain(domain)].concat()
+}
+
+/// What the keys of all blocks end with.
+pub const BLOCK_SUFFIX: &[u8] = b"|block";
+
+/// The entries of a key, read back.
+pub fn parts(entries: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+    let part = |text: &[u8]| {
+        let text = text.strip_prefix(b"{").and_then(|text| text.strip_suffix(b"}")).unwrap_or(text);
+        let split = text.iter().position(|byte| matches!(byte, b'=' | b'~'))?;
+        Some((unescape(&text[..split]), unescape(&text[split + 1..])))
+    };
+    entries.strip_prefix(b"|")?.split(|&byte| byte == b'|').map(part).collect()
 }
 
 /// What the keys of all counters of this shape end with. A block's length is no part of it: a changed `block_for`
@@ -140,7 +161,7 @@ pub fn subject(part: Part<'_>) -> EntriesText {
 /// is not, is. `None` without a key.
 pub fn subject_named(written: &str) -> Option<EntriesText> {
     let split = written.find(['=', '~'])?;
-    let (key, value) = (unescape(&written[..split]), &written[split + 1..]);
+    let (key, value) = (unescape(&written.as_bytes()[..split]), &written[split + 1..]);
     if key.is_empty() {
         return None;
     }
@@ -151,7 +172,7 @@ pub fn subject_named(written: &str) -> Option<EntriesText> {
         text.extend_from_slice(value.as_bytes());
         return Some(text);
     }
-    Some(subject(Part { key: &key, value: &unescape(value), shared }))
+    Some(subject(Part { key: &key, value: &unescape(value.as_bytes()), shared }))
 }
 
 /// A subject's text as something that can be shown, and read back by [`subject_named`].
@@ -171,8 +192,7 @@ fn is_cut(value: &str) -> bool {
 }
 
 /// The bytes that escaped text stands for.
-pub fn unescape(text: &str) -> Vec<u8> {
-    let text = text.as_bytes();
+pub fn unescape(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut at = 0;
     while at < text.len() {
@@ -339,6 +359,8 @@ mod tests {
             let domain = domain_prefix(prefix, b"a|pi");
             let key = key(&domain, &entries(parts.into_iter(), 1), b"|fixed_window|1m");
             assert_eq!(key.domain_and_subject(prefix), Some((&domain[..], &b"user=u1"[..])));
+            let written = super::parts(key.entries(&domain).unwrap()).unwrap();
+            assert_eq!(written, [(b"path".to_vec(), b"/{a}|b".to_vec()), (b"user".to_vec(), b"u1".to_vec())]);
         }
         assert_eq!(Key::from_bytes(b"w1|api".to_vec()).domain_and_subject(""), None);
     }

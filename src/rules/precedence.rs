@@ -78,7 +78,7 @@ pub(super) fn known(domain: &Domain, request: &Request<'_>, found: &[Option<Matc
 }
 
 /// Which entry says who a descriptor is about.
-pub(super) fn subject_place<'k>(domain: &Domain, keys: impl Iterator<Item = &'k [u8]> + Clone) -> usize {
+pub fn subject_place<'k>(domain: &Domain, keys: impl Iterator<Item = &'k [u8]> + Clone) -> usize {
     domain.subject.iter().find_map(|name| keys.clone().position(|key| *key == **name)).unwrap_or(0)
 }
 

@@ -5,6 +5,7 @@ pub mod drain;
 pub mod grpc;
 pub mod http;
 pub mod listen;
+pub mod operators;
 pub mod readiness;
 pub mod reload;
 pub mod stores;
@@ -36,6 +37,7 @@ use drain::Drain;
 use grpc::GrpcService;
 use http::Versions;
 pub use listen::ListenError;
+use operators::Operators;
 use readiness::{HEALTH_NAMES, Readiness};
 use reload::Reloading;
 use stores::{Stores, ThreadStore};
@@ -47,6 +49,9 @@ const MAX_CONNECTIONS: usize = 10_000;
 const MAX_HTTP_CONNECTIONS: usize = 1_000;
 /// Operators' connections open at once.
 const MAX_ADMIN_CONNECTIONS: usize = 64;
+
+/// How long a server that stops waits for the store to take the last of its history.
+const LAST_FLUSH: Duration = Duration::from_secs(1);
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +73,7 @@ pub struct Server {
     pub readiness: Arc<Readiness>,
     watcher: Watcher,
     health: HealthReporter,
+    operators: Operators,
     drain: Drain,
     drain_delay: Duration,
     acceptor: JoinHandle<Threads>,
@@ -135,23 +141,27 @@ impl Server {
                 shared.metrics().ready.set(i64::from(readiness.is_ready()));
             }
         };
-        let operations = Operations::new(shared.clone(), stores.records(&shared, &readiness));
+        let operators = stores.for_operators(&shared, &readiness, settings.history_days);
+        let operations = Operations::new(shared.clone(), operators.clone());
         let api = admin::http::router(Arc::new(AdminApi::new(operations, access)));
-        let operators = healthcheck.merge(admin::router(shared.clone(), look)).merge(api);
+        let admin = healthcheck.merge(admin::router(shared.clone(), look)).merge(api);
         let serve_http = |listener, router: Router, versions, room| {
             tokio::spawn(http::serve(listener, router, versions, room, max_age, drain.draining()))
         };
         serve_http(listeners.http, public, Versions::One, MAX_HTTP_CONNECTIONS);
-        serve_http(listeners.admin, operators, Versions::OneAndTwo, MAX_ADMIN_CONNECTIONS);
+        serve_http(listeners.admin, admin, Versions::OneAndTwo, MAX_ADMIN_CONNECTIONS);
         let others = Arc::new(grpc::other_services(health_service));
         let acceptor = serve_grpc(listeners.grpc, &settings, rls, others, &drain)?;
 
-        let background = vec![
+        let mut background = vec![
             tokio::spawn(stores.look_after(shared.clone(), readiness.clone())),
             tokio::spawn(readiness.clone().report_changes(health.clone())),
         ];
+        if settings.history_days > 0 {
+            background.push(tokio::spawn(operators.clone().keep_history(shared.clone())));
+        }
         let drain_delay = settings.drain_delay;
-        Ok(Server { addresses, shared, readiness, watcher, health, drain, drain_delay, acceptor, background })
+        Ok(Server { addresses, shared, readiness, watcher, health, operators, drain, drain_delay, acceptor, background })
     }
 
     /// Looks whether the rules have changed, now.
@@ -176,6 +186,8 @@ impl Server {
             let _ = tokio::task::spawn_blocking(move || threads.join()).await;
         }
         self.drain.finished().await;
+        // Nothing keeps a server from stopping.
+        let _ = tokio::time::timeout(LAST_FLUSH, self.operators.flush(&self.shared)).await;
         tracing::info!("stopped: every connection has ended");
     }
 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::operators::Operators;
 use super::readiness::Readiness;
 use crate::limiter::Shared;
 use crate::settings::{Settings, StoreSetting};
 use crate::store::deny_cache::{DenyCache, Refusals};
 use crate::store::guard::{Guard, SharedBreaker};
 use crate::store::memory::MemoryStore;
-use crate::store::records::{Change, MemoryRecords, RecordName, RecordStore, WriteError};
 use crate::store::redis::{Connector, RedisRecords, RedisSettings, RedisSettingsError, RedisStore};
 use crate::store::{Clock, Group, Outcomes, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
@@ -97,12 +97,12 @@ impl Stores {
         }
     }
 
-    /// Where what operators say is kept: `shared` goes by it from now on, and is not ready before it knows all of it.
-    pub fn records(&self, shared: &Arc<Shared>, readiness: &Arc<Readiness>) -> Records {
+    /// Where what operators say and look at is kept: `shared` goes by it from now on, and is not ready before it knows all of it.
+    pub fn for_operators(&self, shared: &Arc<Shared>, readiness: &Arc<Readiness>, history_days: u32) -> Operators {
         match self {
-            Stores::Memory(_) => {
+            Stores::Memory(store) => {
                 readiness.set_records_loaded();
-                Records::Memory(MemoryRecords::new(shared.clone()))
+                Operators::in_memory(store.clone(), shared.clone(), history_days)
             }
             Stores::Redis(redis) => {
                 let records = RedisRecords::new(&redis.connector, shared.clone());
@@ -111,7 +111,7 @@ impl Stores {
                     loading.loaded().await;
                     readiness.set_records_loaded();
                 });
-                Records::Redis(records)
+                Operators::in_redis(records, redis.refusals.clone(), history_days)
             }
         }
     }
@@ -137,35 +137,6 @@ impl Stores {
                 let store = RedisStore::new(&redis.connector, Clock::System);
                 tokio::join!(sweep(shared.clone(), None), redis.heartbeats(&store, &shared), redis.watch(&store, &readiness));
             }
-        }
-    }
-}
-
-/// What operators say while weir runs, where the counters are.
-pub enum Records {
-    Memory(MemoryRecords),
-    Redis(RedisRecords),
-}
-
-impl RecordStore for Records {
-    async fn read(&self, name: &RecordName) -> Result<Option<String>, StoreError> {
-        match self {
-            Records::Memory(records) => records.read(name).await,
-            Records::Redis(records) => records.read(name).await,
-        }
-    }
-
-    async fn list(&self, prefix: &str, after: &str, count: usize) -> Result<Vec<(String, String)>, StoreError> {
-        match self {
-            Records::Memory(records) => records.list(prefix, after, count).await,
-            Records::Redis(records) => records.list(prefix, after, count).await,
-        }
-    }
-
-    async fn write(&self, changes: &[Change]) -> Result<(), WriteError> {
-        match self {
-            Records::Memory(records) => records.write(changes).await,
-            Records::Redis(records) => records.write(changes).await,
         }
     }
 }

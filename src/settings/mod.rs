@@ -38,6 +38,8 @@ pub struct Settings {
     pub admin_listen: SocketAddr,
     /// Who may use the admin API.
     pub access: AccessSettings,
+    /// How long the history of subjects is kept; 0: not at all.
+    pub history_days: u32,
     /// Threads that serve gRPC.
     pub threads: usize,
     pub max_connection_age: Duration,
@@ -103,6 +105,7 @@ impl Settings {
                 change_tokens: given.get("admin_change_token_file", values::optional_path),
                 local_changes: given.get("admin_local_changes", values::switch),
             },
+            history_days: given.get("history_days", values::days),
             threads: given.get("threads", values::threads),
             max_connection_age: given.get("max_connection_age", values::timeout),
             drain_delay: given.get("drain_delay", values::duration),

@@ -55,6 +55,13 @@ pub(super) fn threads(text: &str) -> Parsed<usize> {
     positive(text).ok().filter(|&count| count <= MAX_THREADS).ok_or_else(|| format!("use a number from 1 to {MAX_THREADS}"))
 }
 
+/// Longer than anyone keeps what is read a day at a time.
+const MAX_DAYS: u32 = 400;
+
+pub(super) fn days(text: &str) -> Parsed<u32> {
+    text.parse().ok().filter(|&days| days <= MAX_DAYS).ok_or_else(|| format!("use a number of days from 0 to {MAX_DAYS}"))
+}
+
 pub(super) fn replicas(text: &str) -> Parsed<Option<u32>> {
     match text {
         "" => Ok(None),

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{Clock, Group, Outcomes, Store, StoreError};
 use crate::limit::{Check, Micros, Operation, State, decide};
-use crate::rules::key::Key;
+use crate::rules::key::{self, Key};
 
 /// Locks to share the counters among; more than a machine has cores, so that they are seldom waited for.
 const SHARDS: usize = 64;
@@ -107,6 +107,26 @@ impl MemoryStore {
         let now = self.clock.now();
         let shard = self.shards[self.shard_of(key)].lock();
         shard.live(shard.find(key), now).cloned()
+    }
+
+    /// The counters of a subject: looks through the one shard that has them all.
+    pub fn counters_of(&self, domain_prefix: &[u8], subject: &[u8]) -> Vec<Key> {
+        let now = self.clock.now();
+        let (domain, tag) = ([domain_prefix, b"|"].concat(), [b"|{", subject, b"}|"].concat());
+        let is_its = |key: &[u8]| key.strip_prefix(&domain[..]).is_some() && key.windows(tag.len()).any(|window| window == tag);
+        let shard = self.shards[self.shard_of(&Key::from_bytes(key::of_subject(domain_prefix, subject, "")))].lock();
+        let live = shard.counters.iter().filter(|(key, counter)| counter.expires > now && is_its(&key.0));
+        live.map(|(key, _)| Key::from_bytes(key.0.to_vec())).collect()
+    }
+
+    /// Forgets a counter; says whether it was there.
+    pub fn forget(&self, key: &Key) -> bool {
+        let now = self.clock.now();
+        let mut shard = self.shards[self.shard_of(key)].lock();
+        let place = shard.find(key);
+        let was_there = shard.live(place, now).is_some();
+        place.and_then(|place| shard.counters.swap_remove_index(place));
+        was_there
     }
 
     /// Decides and counts at once: nothing to wait for.

@@ -4,9 +4,11 @@
 pub mod breaker;
 pub mod deny_cache;
 pub mod guard;
+pub mod history;
 pub mod memory;
 pub mod records;
 pub mod redis;
+pub mod subjects;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -158,6 +158,9 @@ async fn no_old_answer_comes_a_second_after_a_change_and_nothing_walks_the_keys(
     in_effect(&one, &other, json!({"multiplier": 1_000_000}), |(admitted, _)| admitted).await;
     done(&one, "GET", "/v1/domains/api/subjects", json!(null)).await;
     done(&one, "GET", "/v1/records", json!(null)).await;
+    done(&one, "GET", &format!("{}/usage", subject("u1")), json!(null)).await;
+    done(&one, "GET", &format!("{}/history", subject("u1")), json!(null)).await;
+    done(&one, "POST", &format!("{}/reset", subject("u1")), json!({"kind": "all"})).await;
     assert!(decide(&other, &[("remote_address", "192.0.2.1")]).await.0);
 
     monitor.kill().expect("an own process can be killed");

@@ -7,3 +7,4 @@ mod access;
 mod changes;
 mod client;
 mod description;
+mod usage;

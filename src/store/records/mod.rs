@@ -128,7 +128,7 @@ impl RecordName {
 
     /// `None` for what [`RecordName::text`] does not write.
     pub fn parse(text: &str) -> Option<RecordName> {
-        let plain = |escaped: &str| String::from_utf8(key::unescape(escaped)).ok().map(String::into_boxed_str);
+        let plain = |escaped: &str| String::from_utf8(key::unescape(escaped.as_bytes())).ok().map(String::into_boxed_str);
         let parts: Vec<&str> = text.split('|').collect();
         let name = match parts[..] {
             ["subject", domain, subject] => {

@@ -180,7 +180,7 @@ impl Lane {
 }
 
 /// Why a call has no reply, and whether its connection can be used again.
-struct Failure {
+pub(super) struct Failure {
     reason: Arc<str>,
     is_lost: bool,
 }
@@ -193,8 +193,14 @@ impl From<RedisError> for Failure {
     }
 }
 
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> StoreError {
+        StoreError::Unavailable(failure.reason)
+    }
+}
+
 /// Runs the script. A server that does not know it ran nothing: it is told, and asked once more.
-async fn evaluate(link: &mut Link, command: &Cmd) -> Result<Vec<u8>, Failure> {
+pub(super) async fn evaluate(link: &mut Link, command: &Cmd) -> Result<Vec<u8>, Failure> {
     let mut reply = link.connection.send_packed_command(command).await?;
     if matches!(&reply, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoScript)) {
         script::load(&mut link.connection).await?;

@@ -6,6 +6,7 @@ mod connect;
 mod listed;
 mod records;
 mod script;
+mod subjects;
 mod wire;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use self::batch::{Lane, MAX_QUEUED, Request, Status};
 use self::connect::Link;
 pub use self::connect::{Connector, RedisSettings, RedisSettingsError};
 pub use self::records::RedisRecords;
+pub use self::subjects::RedisSubjects;
 use self::wire::Encoded;
 use super::guard::Probe;
 use super::{Clock, Group, Outcomes, Store, StoreError};

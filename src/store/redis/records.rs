@@ -6,7 +6,7 @@ mod follow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_redis::redis::{Cmd, FromRedisValue, RedisError, RedisResult, cmd};
+use deadpool_redis::redis::{Cmd, FromRedisValue, Pipeline, RedisError, RedisResult, cmd};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
@@ -70,7 +70,8 @@ impl RedisRecords {
         drop(status.wait_for(|status| status.position.is_some()).await);
     }
 
-    async fn link(&self) -> Result<Link, StoreError> {
+    /// The connection that the feed is followed over, once there is one.
+    pub(super) async fn link(&self) -> Result<Link, StoreError> {
         let mut status = self.status.clone();
         if status.borrow().link.is_none() {
             self.wanted.notify_one();
@@ -84,19 +85,33 @@ impl RedisRecords {
         }
     }
 
-    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
         let mut link = self.link().await?;
-        answer(&mut link, command).await.map_err(|error| match error {
-            Some(error) => StoreError::Unavailable(Arc::from(error.to_string())),
-            None => StoreError::Timeout,
-        })
+        answer(&mut link, command).await.map_err(without_answer)
+    }
+
+    pub(super) async fn ask_all<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, StoreError> {
+        let mut link = self.link().await?;
+        let mut connection = link.connection.clone();
+        answered(&mut link, pipeline.query_async(&mut connection)).await.map_err(without_answer)
+    }
+}
+
+fn without_answer(error: Option<RedisError>) -> StoreError {
+    match error {
+        Some(error) => StoreError::Unavailable(Arc::from(error.to_string())),
+        None => StoreError::Timeout,
     }
 }
 
 /// `None`: no answer in time; the connection is given up.
 async fn answer<T: FromRedisValue>(link: &mut Link, command: &Cmd) -> Result<T, Option<RedisError>> {
-    let answered: Result<RedisResult<T>, _> = timeout(PATIENCE, command.query_async(&mut link.connection)).await;
-    match answered {
+    let mut connection = link.connection.clone();
+    answered(link, command.query_async(&mut connection)).await
+}
+
+async fn answered<T>(link: &mut Link, answer: impl Future<Output = RedisResult<T>>) -> Result<T, Option<RedisError>> {
+    match timeout(PATIENCE, answer).await {
         Ok(answered) => answered.map_err(Some),
         Err(_) => {
             link.give_up();

@@ -1,0 +1,147 @@
+//! What subjects were allowed, refused and charged: added up by each thread, and brought to the store by one task.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use foldhash::fast::RandomState;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+use super::subjects::Day;
+
+/// Subjects that one thread adds up between two flushes; of any further ones nothing is remembered.
+const MAX_PENDING: usize = 20_000;
+
+/// A day, or a part of one.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Tally {
+    pub allowed: u64,
+    pub refused: u64,
+    pub cost: u64,
+    /// The tier that its last request named, where the rules read it from an entry.
+    pub tier: Option<Box<str>>,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: &Tally) {
+        self.allowed = self.allowed.saturating_add(other.allowed);
+        self.refused = self.refused.saturating_add(other.refused);
+        self.cost = self.cost.saturating_add(other.cost);
+        if other.tier.is_some() {
+            self.tier.clone_from(&other.tier);
+        }
+    }
+}
+
+/// What all threads have added up; nothing before [`History::keep`].
+#[derive(Default)]
+pub struct History {
+    is_kept: AtomicBool,
+    threads: Mutex<Vec<Arc<Mutex<Pending>>>>,
+    dropped: AtomicU64,
+}
+
+/// By the name of the subject's history; the day is that of the last request, as flushes are far shorter than days.
+type Pending = HashMap<Box<[u8]>, (Day, Tally), RandomState>;
+
+/// One thread's part. Nobody else touches it but for a flush.
+pub struct Recorder {
+    pending: Arc<Mutex<Pending>>,
+    history: Arc<History>,
+}
+
+impl History {
+    /// From now on, requests are added up, of subjects in domains that say who their subjects are.
+    pub fn keep(&self) {
+        self.is_kept.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_kept(&self) -> bool {
+        self.is_kept.load(Ordering::Relaxed)
+    }
+
+    pub fn recorder(self: &Arc<History>) -> Recorder {
+        let pending = Arc::<Mutex<Pending>>::default();
+        self.threads.lock().push(pending.clone());
+        Recorder { pending, history: self.clone() }
+    }
+
+    /// Takes what was added up since the last time.
+    pub fn take(&self) -> Vec<(Box<[u8]>, Day, Tally)> {
+        let mut all: HashMap<(Box<[u8]>, Day), Tally, RandomState> = HashMap::default();
+        for pending in self.threads.lock().iter() {
+            let pending = std::mem::take(&mut *pending.lock());
+            for (name, (day, tally)) in pending {
+                all.entry((name, day)).or_default().add(&tally);
+            }
+        }
+        all.into_iter().map(|((name, day), tally)| (name, day, tally)).collect()
+    }
+
+    /// Requests that were not remembered, because there were too many subjects at once.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+impl Recorder {
+    /// One request of a subject.
+    pub fn record(&self, domain_prefix: &[u8], subject: &[u8], day: Day, tally: &Tally) {
+        let mut name: SmallVec<[u8; 128]> = SmallVec::from_slice(domain_prefix);
+        for part in [b"|{", subject, b"}|", NAME.as_bytes()] {
+            name.extend_from_slice(part);
+        }
+        let mut pending = self.pending.lock();
+        let has_room = pending.len() < MAX_PENDING;
+        match pending.get_mut(name.as_slice()) {
+            Some((known, sum)) => {
+                *known = day;
+                sum.add(tally);
+            }
+            None if has_room => drop(pending.insert(name.as_slice().into(), (day, tally.clone()))),
+            None => {
+                self.history.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// What a history is called ([`crate::rules::key::of_subject`]); stores add the day.
+pub const NAME: &str = "history";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::key;
+
+    #[test]
+    fn threads_add_up_and_are_taken_once() {
+        let history = Arc::<History>::default();
+        let recorders = [history.recorder(), history.recorder()];
+        let one = |cost| Tally { allowed: 1, refused: 0, cost, tier: None };
+        for (turn, recorder) in (0..10).zip(recorders.iter().cycle()) {
+            recorder.record(b"w1|api", b"user=u1", 7, &one(turn));
+        }
+        recorders[0].record(b"w1|api", b"user=u2", 7, &Tally { refused: 1, ..Tally::default() });
+        let mut taken = history.take();
+        taken.sort_by(|one, other| one.0.cmp(&other.0));
+        let name = |subject: &[u8]| key::of_subject(b"w1|api", subject, NAME).into_boxed_slice();
+        let expected = [
+            (name(b"user=u1"), 7, Tally { allowed: 10, refused: 0, cost: 45, tier: None }),
+            (name(b"user=u2"), 7, Tally { refused: 1, ..Tally::default() }),
+        ];
+        assert_eq!(taken, expected);
+        assert_eq!(history.take(), []);
+    }
+
+    #[test]
+    fn what_callers_invent_is_bounded() {
+        let history = Arc::<History>::default();
+        let recorder = history.recorder();
+        for number in 0..MAX_PENDING + 5 {
+            recorder.record(b"w1|api", format!("user=u{number}").as_bytes(), 7, &Tally::default());
+        }
+        assert_eq!((history.take().len(), history.dropped()), (MAX_PENDING, 5));
+    }
+}

@@ -1,0 +1,117 @@
+//! Subjects in Redis: the index of a subject's counters, which the script keeps, and a hash for each day of its history.
+
+use deadpool_redis::redis::{cmd, pipe};
+
+use super::records::RedisRecords;
+use super::wire::{self, Encoded};
+use super::{Clock, batch};
+use crate::rules::key::{self, Key};
+use crate::store::history::Tally;
+use crate::store::subjects::{Day, MAX_COUNTERS, SubjectStore};
+use crate::store::{Group, Outcomes, StoreError};
+
+/// Subjects whose days are written by one pipeline.
+const MAX_PIPELINE: usize = 1_000;
+const SECONDS_A_DAY: u64 = 86_400;
+
+/// Asks over the connection that follows the records.
+#[derive(Clone)]
+pub struct RedisSubjects {
+    records: RedisRecords,
+    clock: Clock,
+    kept_days: u64,
+}
+
+impl RedisSubjects {
+    pub fn new(records: RedisRecords, clock: Clock, kept_days: u32) -> RedisSubjects {
+        RedisSubjects { records, clock, kept_days: kept_days.into() }
+    }
+}
+
+impl SubjectStore for RedisSubjects {
+    fn kept_days(&self) -> Day {
+        self.kept_days
+    }
+
+    async fn counters(&self, domain_prefix: &[u8], subject: &[u8]) -> Result<Vec<Key>, StoreError> {
+        let mut command = cmd("ZREVRANGE");
+        command.arg(key::of_subject(domain_prefix, subject, "index")).arg(0).arg(MAX_COUNTERS - 1);
+        let keys: Vec<Vec<u8>> = self.records.ask(&command).await?;
+        Ok(keys.into_iter().map(Key::from_bytes).collect())
+    }
+
+    async fn look(&self, group: &Group) -> Result<Outcomes, StoreError> {
+        let too_large = || StoreError::TooLarge(group.checks.len());
+        let encoded = Encoded::new(group, Vec::new()).ok_or_else(too_large)?;
+        let command = wire::call(std::iter::once(&encoded), self.clock.injected());
+        let mut link = self.records.link().await?;
+        let reply = batch::evaluate(&mut link, &command).await.map_err(StoreError::from)?;
+        let unavailable = || StoreError::Unavailable("a reply that is none of the script".into());
+        wire::take_answer(&mut &reply[..], &encoded).ok_or_else(unavailable)?
+    }
+
+    async fn forget(&self, counters: &[Key]) -> Result<u64, StoreError> {
+        if counters.is_empty() {
+            return Ok(0);
+        }
+        let mut command = cmd("DEL");
+        command.arg(counters.iter().map(Key::as_bytes).collect::<Vec<_>>());
+        self.records.ask(&command).await
+    }
+
+    async fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> Result<(), StoreError> {
+        for part in tallies.chunks(MAX_PIPELINE) {
+            let mut pipeline = pipe();
+            for (name, day, tally) in part {
+                let key = of_day(name, *day);
+                for (field, count) in [("allowed", tally.allowed), ("refused", tally.refused), ("cost", tally.cost)] {
+                    if count > 0 {
+                        pipeline.cmd("HINCRBY").arg(&key).arg(field).arg(i64::try_from(count).unwrap_or(i64::MAX)).ignore();
+                    }
+                }
+                if let Some(tier) = &tally.tier {
+                    pipeline.cmd("HSET").arg(&key).arg("tier").arg(&**tier).ignore();
+                }
+                pipeline.cmd("EXPIRE").arg(&key).arg((self.kept_days + 1) * SECONDS_A_DAY).ignore();
+            }
+            self.records.ask_all::<()>(&pipeline).await?;
+        }
+        Ok(())
+    }
+
+    async fn recall(&self, history: &[u8], from: Day, to: Day) -> Result<Vec<(Day, Tally)>, StoreError> {
+        let days: Vec<Day> = (from..=to).collect();
+        let mut pipeline = pipe();
+        for day in &days {
+            pipeline.cmd("HMGET").arg(of_day(history, *day)).arg(&["allowed", "refused", "cost", "tier"]);
+        }
+        type Fields = (Option<u64>, Option<u64>, Option<u64>, Option<String>);
+        let found: Vec<Fields> = self.records.ask_all(&pipeline).await?;
+        let tallies = days.into_iter().zip(found).map(|(day, (allowed, refused, cost, tier))| {
+            let [allowed, refused, cost] = [allowed, refused, cost].map(Option::unwrap_or_default);
+            (day, Tally { allowed, refused, cost, tier: tier.map(String::into_boxed_str) })
+        });
+        Ok(tallies.filter(|(_, tally)| *tally != Tally::default()).collect())
+    }
+}
+
+/// `…|{user_id=u1}|history|2026-11-21`.
+fn of_day(history: &[u8], day: Day) -> Vec<u8> {
+    [history, b"|", date(day).as_bytes()].concat()
+}
+
+fn date(day: Day) -> String {
+    let seconds = i64::try_from(day * SECONDS_A_DAY).unwrap_or(0);
+    let time = jiff::Timestamp::from_second(seconds).unwrap_or_default();
+    time.to_zoned(jiff::tz::TimeZone::UTC).date().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_reads_as_its_date() {
+        assert_eq!(of_day(b"w1|api|{user_id=u1}|history", 20_778), b"w1|api|{user_id=u1}|history|2026-11-21");
+    }
+}
