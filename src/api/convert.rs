@@ -70,6 +70,13 @@ fn descriptor_status(status: &Status, domain: Option<&Domain>, overrides: &[Rule
         answer.limit_remaining = UNLIMITED;
     }
     let (Some(shown), Some(domain)) = (status.shown.map(|shown| status.limits[shown]), domain) else { return answer };
+    answer.limit_remaining = saturating(shown.outcome.remaining());
+    answer.duration_until_reset = match shown.outcome {
+        Outcome::Allowed { reset_after, .. } => Some(duration(reset_after)),
+        Outcome::Denied { retry_after: RetryAfter::In(retry_after), .. } => Some(duration(retry_after)),
+        Outcome::Denied { retry_after: RetryAfter::Never, .. } => None,
+    };
+    // Where a subject is blocked, no limit has a part in it.
     let Some(limit) = status.limit(domain, overrides) else { return answer };
     // A limit that came with the request has no name; a quota has its own.
     let is_rules = !matches!(shown.source, Source::Override(_));
@@ -78,12 +85,6 @@ fn descriptor_status(status: &Status, domain: Option<&Domain>, overrides: &[Rule
         None => status.rule.filter(|_| is_rules).and_then(|rule| domain.rule(rule).name.as_deref()),
     };
     answer.current_limit = Some(current_limit(&limit.limit, name.unwrap_or_default()));
-    answer.limit_remaining = saturating(shown.outcome.remaining());
-    answer.duration_until_reset = match shown.outcome {
-        Outcome::Allowed { reset_after, .. } => Some(duration(reset_after)),
-        Outcome::Denied { retry_after: RetryAfter::In(retry_after), .. } => Some(duration(retry_after)),
-        Outcome::Denied { retry_after: RetryAfter::Never, .. } => None,
-    };
     answer
 }
 

@@ -46,7 +46,7 @@ impl<'a> Told<'a> {
 
     /// From now; `None`: never.
     fn reset(&self) -> Option<Micros> {
-        match self.limit?.1 {
+        match self.status.outcome()? {
             Outcome::Allowed { reset_after, .. } => Some(reset_after),
             Outcome::Denied { retry_after: RetryAfter::In(retry_after), .. } => Some(retry_after),
             Outcome::Denied { retry_after: RetryAfter::Never, .. } => None,

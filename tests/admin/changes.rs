@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::client::{RULES, decide, done, open, subject, user};
+use crate::support::http;
 use crate::support::redis::RedisServer;
 use crate::support::weir::{Settings, Weir};
 use crate::support::{Output, eventually};
@@ -14,6 +15,13 @@ use crate::support::{Output, eventually};
 const EVERYWHERE: Duration = Duration::from_secs(1);
 const LATER: &str = "2100-01-01T00:00:00Z";
 const BEFORE: &str = "2020-01-01T00:00:00Z";
+
+/// The `retry-after` of a refusal, in seconds.
+async fn retry_after(weir: &Weir, name: &str) -> Option<u64> {
+    let body = json!({"domain": "api", "descriptors": [{"entries": [{"key": "user_id", "value": name}]}]}).to_string();
+    let answer = http::send(weir.http, "POST", "/json", &[], body.as_bytes()).await?;
+    answer.header("retry-after")?.parse().ok()
+}
 
 #[tokio::test]
 async fn a_subject_is_overridden_listed_and_removed() {
@@ -28,6 +36,8 @@ async fn a_subject_is_overridden_listed_and_removed() {
     assert_eq!(user(&weir, "u1").await, (true, 47));
     done(&weir, "PATCH", &path, json!({"blocked_until": LATER})).await;
     assert!(!user(&weir, "u1").await.0);
+    let retry_after = retry_after(&weir, "u1").await.expect("a blocked caller is told when to come back");
+    assert!(retry_after > 365 * 24 * 3600, "{retry_after}");
     done(&weir, "PATCH", &path, json!({"blocked_until": BEFORE})).await;
     assert_eq!(user(&weir, "u1").await, (true, 46));
     done(&weir, "PATCH", &subject("u0"), json!({"allowed_until": LATER})).await;
