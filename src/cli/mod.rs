@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod admin;
 pub mod bench;
 mod check;
 mod serve;
@@ -30,6 +31,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Measures any Envoy rate-limit service: rate, latency, answers, and the server's CPU per decision.
     Bench(Box<bench::BenchArgs>),
+    #[command(flatten)]
+    Admin(admin::AdminCommand),
 }
 
 /// Runs what the arguments ask for.
@@ -42,5 +45,6 @@ pub fn run() -> anyhow::Result<()> {
         Command::Serve(given) => serve::run(&given),
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(*args),
+        Command::Admin(command) => admin::run(command),
     }
 }

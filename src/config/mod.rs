@@ -26,6 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use changes::Changes;
+pub(crate) use fields::parse_duration;
 pub use files::Fingerprint;
 use files::SourceFile;
 pub(crate) use limits::ALGORITHMS;

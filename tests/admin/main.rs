@@ -6,5 +6,6 @@ mod support;
 mod access;
 mod changes;
 mod client;
+mod commands;
 mod description;
 mod usage;

@@ -1,0 +1,106 @@
+//! One HTTP call after the other, each on a connection of its own.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// How long one call may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) struct Client {
+    authority: String,
+    token: Option<HeaderValue>,
+}
+
+impl Client {
+    pub(super) fn new(url: &str, token_file: Option<&Path>) -> anyhow::Result<Client> {
+        let uri: Uri = url.parse().with_context(|| format!("--admin {url}"))?;
+        ensure!(
+            uri.scheme_str() == Some("http"),
+            "--admin {url}: only http:// is spoken; for TLS, go through a proxy on this machine"
+        );
+        let host = uri.host().with_context(|| format!("--admin {url} names no host"))?;
+        let authority = format!("{host}:{}", uri.port_u16().unwrap_or(6070));
+        Ok(Client { authority, token: token_file.map(token).transpose()? })
+    }
+
+    /// What the API answers.
+    ///
+    /// # Errors
+    /// With its reason, when it says no.
+    pub(super) async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let answer = self.send(method, path, "application/json", body).await?;
+        serde_json::from_slice(&answer).with_context(|| format!("{} answers no JSON", self.authority))
+    }
+
+    pub(super) async fn get_text(&self, path: &str, kind: &'static str) -> anyhow::Result<String> {
+        let answer = self.send(Method::GET, path, kind, String::new()).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    async fn send(&self, method: Method, path: &str, accept: &'static str, body: String) -> anyhow::Result<Bytes> {
+        let mut request = Request::builder().method(method).uri(path).header(HOST, &self.authority).header(ACCEPT, accept);
+        request = request.header(CONTENT_TYPE, "application/json");
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, token.clone());
+        }
+        let request = request.body(Full::new(Bytes::from(body)))?;
+        let (status, answer) = timeout(PATIENCE, self.exchange(request))
+            .await
+            .map_err(|_| anyhow!("{} does not answer within {} s", self.authority, PATIENCE.as_secs()))?
+            .with_context(|| format!("no admin API at {}", self.authority))?;
+        if status == StatusCode::OK {
+            return Ok(answer);
+        }
+        let said: Value = serde_json::from_slice(&answer).unwrap_or_default();
+        match (said["error"].as_str(), status) {
+            (Some(reason), StatusCode::UNAUTHORIZED) => bail!("{reason} (--token-file)"),
+            (Some(reason), _) => bail!("{reason}"),
+            (None, status) => bail!("{} answers {status}", self.authority),
+        }
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
+        let stream = TcpStream::connect(&self.authority).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::spawn(connection);
+        let answer = sender.send_request(request).await?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        connection.abort();
+        Ok((status, body))
+    }
+}
+
+fn token(path: &Path) -> anyhow::Result<HeaderValue> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("--token-file {}", path.display()))?;
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    let line = lines.into_iter().find(|line| !line.is_empty());
+    let token = line.and_then(|line| line.split_whitespace().last()).with_context(|| format!("{} has no token", path.display()))?;
+    let mut header = HeaderValue::from_str(&format!("Bearer {token}"))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+/// As a part of a path, or of a query.
+pub(super) fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => escaped.push(char::from(byte)),
+            byte => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    escaped
+}

@@ -1,0 +1,220 @@
+//! `weir override`.
+
+use anyhow::{anyhow, ensure};
+use clap::Args;
+use http::Method;
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::client::{Client, escaped};
+use super::table::table;
+use super::{Connection, items, text};
+use crate::config::parse_duration;
+
+/// Without any change, shows what is said of the subject; without a subject, lists all of the domain.
+#[derive(Debug, Args)]
+pub(crate) struct OverrideArgs {
+    /// The domain of the rules.
+    domain: String,
+    /// key=value, such as user_id=u1.
+    subject: Option<String>,
+    /// A limit in place of those of the rules, such as 500/minute; may be given several times.
+    #[arg(long, value_name = "LIMIT", requires = "subject")]
+    limit: Vec<String>,
+    /// Only for this rule, by its name; else for all rules that have limits.
+    #[arg(long, value_name = "NAME")]
+    rule: Option<String>,
+    /// How the limits count; else as the rule does.
+    #[arg(long, value_name = "NAME", requires = "limit")]
+    algorithm: Option<String>,
+    /// The capacity of the bucket.
+    #[arg(long, value_name = "N", requires = "limit")]
+    burst: Option<u64>,
+    /// A daily quota in place of the rule's.
+    #[arg(long, value_name = "N", requires = "subject")]
+    daily: Option<u64>,
+    /// A monthly quota in place of the rule's.
+    #[arg(long, value_name = "N", requires = "subject")]
+    monthly: Option<u64>,
+    /// No rate limit at all; quotas stay.
+    #[arg(long, requires = "subject", conflicts_with = "limit")]
+    unlimited: bool,
+    /// Refuses everything for so long, such as 15m or 36h, or until a time such as 2027-01-01T00:00:00Z.
+    #[arg(long, value_name = "TIME", requires = "subject")]
+    block: Option<String>,
+    /// Admits everything, uncounted, for so long or until a time.
+    #[arg(long, value_name = "TIME", requires = "subject")]
+    allow: Option<String>,
+    /// Makes every limit so many times as large.
+    #[arg(long, value_name = "FACTOR", requires = "subject")]
+    multiplier: Option<f64>,
+    /// Takes back: tier, block, allow, multiplier or limits; may be given several times.
+    #[arg(long, value_name = "WHAT", requires = "subject")]
+    clear: Vec<String>,
+    /// Takes back everything that is said of the subject.
+    #[arg(long, requires = "subject")]
+    remove: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+pub(super) async fn run(args: OverrideArgs) -> anyhow::Result<()> {
+    let client = args.connection.client()?;
+    let of_domain = format!("/v1/domains/{}/subjects", escaped(&args.domain));
+    let Some(subject) = &args.subject else {
+        let subjects = list(&client, &of_domain).await?;
+        return args.connection.show(&json!({"subjects": subjects}), list_text);
+    };
+    let path = format!("{of_domain}/{}", escaped(subject));
+    let change = change(&args)?;
+    if args.remove {
+        ensure!(change.is_empty(), "--remove takes back everything: leave the rest out");
+        let answer = client.call(Method::DELETE, &path, None).await?;
+        return args
+            .connection
+            .show(&answer, |answer| if answer["removed"] == true { "removed\n" } else { "nothing was said of it\n" }.to_owned());
+    }
+    let said = if change.is_empty() {
+        client.call(Method::GET, &path, None).await?
+    } else {
+        client.call(Method::PATCH, &path, Some(&Value::Object(change))).await?
+    };
+    args.connection.show(&said, subject_text)
+}
+
+/// What the request changes; empty for a look.
+fn change(args: &OverrideArgs) -> anyhow::Result<Map<String, Value>> {
+    let mut change = Map::new();
+    for (field, time) in [("blocked_until", &args.block), ("allowed_until", &args.allow)] {
+        if let Some(time) = time {
+            change.insert(field.to_owned(), until(time)?.to_string().into());
+        }
+    }
+    if let Some(multiplier) = args.multiplier {
+        change.insert("multiplier".to_owned(), multiplier.into());
+    }
+    let mut limits = Map::new();
+    let rates = args.limit.iter().map(|limit| json!({"limit": limit, "algorithm": args.algorithm, "burst": args.burst}));
+    let rates: Vec<Value> = rates.map(without_nulls).collect();
+    if !rates.is_empty() {
+        limits.insert("limits".to_owned(), rates.into());
+    }
+    for (field, quota) in [("daily", args.daily), ("monthly", args.monthly)] {
+        limits.extend(quota.map(|quota| (field.to_owned(), quota.into())));
+    }
+    if args.unlimited {
+        limits.insert("unlimited".to_owned(), true.into());
+    }
+    if let Some(rule) = &args.rule {
+        ensure!(!limits.is_empty(), "--rule goes with --limit, --daily, --monthly or --unlimited");
+        limits.insert("rule".to_owned(), rule.as_str().into());
+    }
+    if !limits.is_empty() {
+        change.insert("limits".to_owned(), json!([limits]));
+    }
+    if !args.clear.is_empty() {
+        let fields = args.clear.iter().map(|what| match what.as_str() {
+            "block" => "blocked_until",
+            "allow" => "allowed_until",
+            other => other,
+        });
+        change.insert("clear".to_owned(), fields.collect::<Vec<_>>().into());
+    }
+    Ok(change)
+}
+
+fn without_nulls(mut value: Value) -> Value {
+    if let Value::Object(fields) = &mut value {
+        fields.retain(|_, value| !value.is_null());
+    }
+    value
+}
+
+/// A time, or so long from now.
+fn until(written: &str) -> anyhow::Result<Timestamp> {
+    if let Ok(time) = written.parse() {
+        return Ok(time);
+    }
+    let hint = || anyhow!("`{written}` is no time: write 15m, 36h, or 2027-01-01T00:00:00Z");
+    let micros = parse_duration(written).map_err(|_| hint())?;
+    let later = std::time::Duration::from_micros(micros);
+    Timestamp::now().checked_add(later).map_err(|_| hint())
+}
+
+async fn list(client: &Client, path: &str) -> anyhow::Result<Vec<Value>> {
+    let (mut subjects, mut token) = (Vec::new(), String::new());
+    loop {
+        let page = client.call(Method::GET, &format!("{path}?page_size=1000&page_token={}", escaped(&token)), None).await?;
+        subjects.extend(items(&page, "subjects").iter().cloned());
+        text(&page, "next_page_token").clone_into(&mut token);
+        if token.is_empty() {
+            return Ok(subjects);
+        }
+    }
+}
+
+fn list_text(list: &Value) -> String {
+    let rows: Vec<Vec<String>> = items(list, "subjects")
+        .iter()
+        .map(|subject| vec![text(subject, "subject").to_owned(), sayings(subject).join("; ")])
+        .collect();
+    table(&["subject", "what is said of it"], &rows)
+}
+
+pub(super) fn subject_text(subject: &Value) -> String {
+    let mut lines = vec![format!("{} {}", text(subject, "domain"), text(subject, "subject"))];
+    lines.extend(sayings(subject).into_iter().map(|saying| format!("  {saying}")));
+    if lines.len() == 1 {
+        lines.push("  nothing is said of it".to_owned());
+    }
+    lines.join("\n") + "\n"
+}
+
+/// `tier pro`, `blocked until …`, `per-user: 500/minute`.
+fn sayings(subject: &Value) -> Vec<String> {
+    let words = [("tier", "tier"), ("blocked_until", "blocked until"), ("allowed_until", "exempt until")];
+    let mut sayings: Vec<String> = words
+        .iter()
+        .filter(|(field, _)| !text(subject, field).is_empty())
+        .map(|(field, word)| format!("{word} {}", text(subject, field)))
+        .collect();
+    if let Some(multiplier) = subject["multiplier"].as_f64() {
+        sayings.push(format!("limits × {multiplier}"));
+    }
+    for limits in items(subject, "limits") {
+        let rule = if text(limits, "rule").is_empty() { "all rules" } else { text(limits, "rule") };
+        let rates = items(limits, "limits").iter().map(|limit| {
+            let burst = limit["burst"].as_u64().map(|burst| format!(" burst {burst}")).unwrap_or_default();
+            format!("{} {}{burst}", text(limit, "limit"), text(limit, "algorithm")).trim_end().to_owned()
+        });
+        let quotas = ["daily", "monthly"].into_iter().filter_map(|field| Some(format!("{field} {}", limits[field].as_u64()?)));
+        let unlimited = (limits["unlimited"] == true).then(|| "unlimited".to_owned());
+        let all: Vec<String> = rates.chain(quotas).chain(unlimited).collect();
+        sayings.push(format!("{rule}: {}", all.join(", ")));
+    }
+    sayings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_moments_or_durations() {
+        assert_eq!(until("2027-01-01T00:00:00Z").unwrap().to_string(), "2027-01-01T00:00:00Z");
+        let in_an_hour = until("1h").unwrap().as_second() - Timestamp::now().as_second();
+        assert!((3_590..=3_610).contains(&in_an_hour), "{in_an_hour}");
+        assert!(until("soon").unwrap_err().to_string().contains("15m"));
+    }
+
+    #[test]
+    fn what_is_said_reads_as_a_line_each() {
+        let subject = json!({
+            "domain": "api", "subject": "user_id=u1", "tier": "pro", "multiplier": 1.5,
+            "limits": [{"rule": "per-user", "limits": [{"limit": "9/hour", "algorithm": "token_bucket", "burst": 20}], "daily": 5}],
+        });
+        let expected = "api user_id=u1\n  tier pro\n  limits × 1.5\n  per-user: 9/hour token_bucket burst 20, daily 5\n";
+        assert_eq!(subject_text(&subject), expected);
+        assert_eq!(subject_text(&json!({"domain": "api", "subject": "a=b"})), "api a=b\n  nothing is said of it\n");
+    }
+}

@@ -1,0 +1,84 @@
+//! `weir usage`.
+
+use clap::Args;
+use http::Method;
+use serde_json::Value;
+
+use super::client::escaped;
+use super::table::table;
+use super::{Connection, Subject, items, print, text};
+
+#[derive(Debug, Args)]
+pub(crate) struct UsageArgs {
+    #[command(flatten)]
+    of: Subject,
+    /// The tier that its requests name, where the rules read it from an entry; else the one that was seen last.
+    #[arg(long)]
+    tier: Option<String>,
+    /// Shows the history by days instead.
+    #[arg(long)]
+    history: bool,
+    /// The first day of the history, such as 2026-11-21.
+    #[arg(long, value_name = "DAY", requires = "history")]
+    from: Option<String>,
+    /// The last day of the history.
+    #[arg(long, value_name = "DAY", requires = "history")]
+    to: Option<String>,
+    /// Prints the history as CSV.
+    #[arg(long, requires = "history", conflicts_with = "json")]
+    csv: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+pub(super) async fn run(args: UsageArgs) -> anyhow::Result<()> {
+    let client = args.connection.client()?;
+    if !args.history {
+        let tier = args.tier.as_deref().map(|tier| format!("?tier={}", escaped(tier))).unwrap_or_default();
+        let usage = client.call(Method::GET, &format!("{}/usage{tier}", args.of.path()), None).await?;
+        return args.connection.show(&usage, usage_text);
+    }
+    let days = [("from", &args.from), ("to", &args.to)];
+    let query: Vec<String> = days.iter().filter_map(|(name, day)| Some(format!("{name}={}", escaped(day.as_deref()?)))).collect();
+    let path = format!("{}/history?{}", args.of.path(), query.join("&"));
+    if args.csv {
+        return print(&client.get_text(&path, "text/csv").await?);
+    }
+    let history = client.call(Method::GET, &path, None).await?;
+    args.connection.show(&history, history_text)
+}
+
+fn usage_text(usage: &Value) -> String {
+    let mut said = format!("{} {}", text(usage, "domain"), text(usage, "subject"));
+    for (field, words) in [("tier", "tier"), ("blocked_until", "blocked until"), ("allowed_until", "exempt until")] {
+        match text(usage, field) {
+            "" => {}
+            value => said += &format!(", {words} {value}"),
+        }
+    }
+    let rows: Vec<Vec<String>> = items(usage, "limits")
+        .iter()
+        .map(|limit| {
+            let words = ["policy", "entries", "kind", "window"].map(|field| text(limit, field).to_owned());
+            let numbers = ["requests", "used", "remaining"].map(|field| limit[field].to_string());
+            let resets = match text(limit, "resets_at") {
+                "" => "-".to_owned(),
+                time => time.to_owned(),
+            };
+            words.into_iter().chain(numbers).chain([resets]).collect()
+        })
+        .collect();
+    let headings = ["limit", "entries", "kind", "window", "size", "used", "remaining", "resets at"];
+    format!("{said}\n{}", table(&headings, &rows))
+}
+
+fn history_text(history: &Value) -> String {
+    let rows: Vec<Vec<String>> = items(history, "days")
+        .iter()
+        .map(|day| {
+            let numbers = ["allowed", "refused", "cost"].map(|field| day[field].to_string());
+            std::iter::once(text(day, "date").to_owned()).chain(numbers).collect()
+        })
+        .collect();
+    table(&["day", "allowed", "refused", "cost"], &rows)
+}

@@ -1,0 +1,133 @@
+//! The operators' commands against a running weir: what they print, and what they do.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::client::{RULES, done, open, subject, user};
+use crate::support::eventually;
+use crate::support::weir::{Settings, Weir};
+
+/// One command to its end: whether it succeeded, what it printed, what it complained of.
+async fn run(weir: &Weir, words: &[&str]) -> (bool, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+    command.args(words).arg("--admin").arg(format!("http://127.0.0.1:{}", weir.admin));
+    command.env_clear().stdin(Stdio::null());
+    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("weir runs");
+    let text = |bytes| String::from_utf8(bytes).expect("weir prints UTF-8");
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+async fn succeeds(weir: &Weir, words: &[&str]) -> String {
+    let (succeeded, printed, complaint) = run(weir, words).await;
+    assert!(succeeded, "{words:?}: {complaint}");
+    printed
+}
+
+async fn fails(weir: &Weir, words: &[&str]) -> String {
+    let (succeeded, printed, complaint) = run(weir, words).await;
+    assert!(!succeeded, "{words:?}: {printed}");
+    complaint
+}
+
+#[tokio::test]
+async fn override_usage_and_reset() {
+    let weir = open().start().await;
+    let said =
+        succeeds(&weir, &["override", "api", "user_id=u1", "--limit", "50/hour", "--rule", "per-user", "--daily", "7"]).await;
+    assert_eq!(said, "api user_id=u1\n  per-user: 50/hour, daily 7\n");
+    user(&weir, "u1").await;
+    let usage = succeeds(&weir, &["usage", "api", "user_id=u1"]).await;
+    let mut lines = usage.lines();
+    assert_eq!(lines.next(), Some("api user_id=u1"));
+    assert!(lines.next().is_some_and(|line| line.starts_with("LIMIT") && line.ends_with("RESETS AT")), "{usage}");
+    let words: Vec<&str> = lines.next().expect("a limit").split_whitespace().take(7).collect();
+    assert_eq!(words, ["per-user", "user_id=u1", "rate", "1h", "50", "1", "49"]);
+    let json: Value = serde_json::from_str(&succeeds(&weir, &["usage", "api", "user_id=u1", "--json"]).await).expect("JSON");
+    assert_eq!(json["limits"][1]["remaining"], 6);
+    assert_eq!(succeeds(&weir, &["reset", "api", "user_id=u1", "all"]).await, "2 counters forgotten\n");
+    let said = succeeds(&weir, &["override", "api", "user_id=u1", "--clear", "limits", "--block", "1h", "--multiplier", "2"]).await;
+    assert!(said.contains("blocked until 20") && said.contains("limits × 2") && !said.contains("per-user"), "{said}");
+    assert!(!user(&weir, "u1").await.0);
+    let listed = succeeds(&weir, &["override", "api"]).await;
+    assert!(listed.contains("user_id=u1  blocked until"), "{listed}");
+    assert_eq!(succeeds(&weir, &["override", "api", "user_id=u1", "--remove"]).await, "removed\n");
+    assert_eq!(user(&weir, "u1").await, (true, 2));
+    assert!(fails(&weir, &["override", "api", "user_id=u1", "--limit", "many"]).await.contains("`many` is no limit"));
+    assert!(fails(&weir, &["reset", "api", "user_id=u1", "weekly"]).await.contains("monthly"));
+}
+
+#[tokio::test]
+async fn assign_gives_a_tier_that_an_import_defined() {
+    let weir = open().start().await;
+    assert!(fails(&weir, &["assign", "api", "user_id=u1", "pro"]).await.contains("has no tier `pro`"));
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let file = directory.path().join("tiers.yaml");
+    fs::write(&file, "tiers:\n  - domain: api\n    name: pro\n    limits: [{limit: 50/hour}]\n").expect("it is writable");
+    let file = file.to_str().expect("a path in UTF-8");
+    assert_eq!(succeeds(&weir, &["import", file]).await, "1 records imported\n");
+    assert_eq!(succeeds(&weir, &["assign", "api", "user_id=u1", "pro"]).await, "api user_id=u1\n  tier pro\n");
+    let said = succeeds(&weir, &["assign", "api", "user_id=u1", "--none"]).await;
+    assert_eq!(said, "api user_id=u1\n  nothing is said of it\n");
+}
+
+#[tokio::test]
+async fn what_is_exported_is_imported_as_it_was() {
+    let (one, other) = (open().start().await, open().start().await);
+    let limits = json!([{"rule": "ai", "limits": [{"limit": "7 per 90s", "algorithm": "token_bucket", "burst": 9}], "daily": 3}]);
+    let until = "2100-01-01T00:00:00.000001Z";
+    done(&one, "PATCH", &subject("u%7C1"), json!({"limits": limits, "multiplier": 0.1, "blocked_until": until})).await;
+    done(&one, "PUT", "/v1/domains/api/tiers/no", json!({"limits": [{"limit": "1/second"}], "priority": "low"})).await;
+    done(&one, "PUT", "/v1/switch", json!({"switch": "shadow", "domain": "api"})).await;
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    for (format, words) in [("yaml", vec!["export"]), ("json", vec!["export", "--json"])] {
+        let exported = succeeds(&one, &words).await;
+        let file = directory.path().join(format);
+        fs::write(&file, &exported).expect("it is writable");
+        assert_eq!(succeeds(&other, &["import", file.to_str().expect("UTF-8")]).await, "3 records imported\n", "{exported}");
+        assert_eq!(succeeds(&other, &words).await, exported);
+        for path in ["/v1/domains/api/subjects/user_id=u%7C1", "/v1/domains/api/tiers/no", "/v1/switch?domain=api"] {
+            match path.contains("switch") {
+                true => drop(done(&other, "PUT", "/v1/switch", json!({"switch": "off", "domain": "api"})).await),
+                false => drop(done(&other, "DELETE", path, json!(null)).await),
+            }
+        }
+    }
+    let bad = directory.path().join("bad");
+    fs::write(&bad, "subjetcs: []\n").expect("it is writable");
+    assert!(fails(&one, &["import", bad.to_str().expect("UTF-8")]).await.contains("`subjetcs` is no part of an export"));
+}
+
+#[tokio::test]
+async fn history_as_a_table_and_as_csv() {
+    let weir = open().start().await;
+    user(&weir, "u1").await;
+    eventually("a history", async || {
+        succeeds(&weir, &["usage", "api", "user_id=u1", "--history", "--csv"]).await.ends_with(",1,0,1\n")
+    })
+    .await;
+    let table = succeeds(&weir, &["usage", "api", "user_id=u1", "--history"]).await;
+    assert!(table.starts_with("DAY         ALLOWED  REFUSED  COST\n20"), "{table}");
+}
+
+#[tokio::test]
+async fn a_token_comes_from_a_file_and_a_refusal_is_said() {
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let tokens = directory.path().join("tokens");
+    fs::write(&tokens, "ann a-token-that-may-change # hers\n").expect("it is writable");
+    let tokens = tokens.to_str().expect("UTF-8");
+    let weir = Settings::with_rules(RULES).flag("--admin-change-token-file", tokens).start().await;
+    assert!(fails(&weir, &["export"]).await.contains("--token-file"));
+    assert!(fails(&weir, &["export", "--token-file", "no/such/file"]).await.contains("no/such/file"));
+    let exported = succeeds(&weir, &["export", "--token-file", tokens]).await;
+    assert_eq!(exported, "subjects: []\nswitches: []\ntiers: []\n");
+}
+
+#[tokio::test]
+async fn nobody_there_is_said() {
+    let mut weir = open().start().await;
+    weir.kill();
+    let complaint = fails(&weir, &["export"]).await;
+    assert!(complaint.contains("no admin API at 127.0.0.1"), "{complaint}");
+}
