@@ -112,6 +112,9 @@ impl Numbers {
 
     fn print(&self, name: &str) {
         number(&format!("{name}: server CPU per decision"), &self.cpu, "µs");
+        if name.contains("Redis") {
+            number(&format!("{name}: Redis CPU per decision"), &self.redis, "µs");
+        }
         number(&format!("{name}: rate"), &self.rate, "k/s");
         number(&format!("{name}: p50"), &self.p50, "µs");
         number(&format!("{name}: p99"), &self.p99, "µs");
