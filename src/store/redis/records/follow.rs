@@ -85,15 +85,19 @@ impl Follower {
     }
 
     async fn follow_forever(&self) {
-        let mut pause = FIRST_PAUSE;
+        let (mut pause, mut is_told) = (FIRST_PAUSE, false);
         loop {
             match self.connector.connect().await {
                 Ok(object) => {
-                    pause = FIRST_PAUSE;
                     let link = Link::clone(&object);
                     self.status.send_modify(|status| (status.link, status.obstacle) = (Some(link.clone()), None));
-                    let reason = self.follow(link).await;
-                    tracing::warn!(reason, "the records are not followed any more; the last known stand");
+                    let (has_loaded, reason) = self.follow(link).await;
+                    if has_loaded {
+                        (pause, is_told) = (FIRST_PAUSE, false);
+                    }
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!(reason, "what operators said is not followed for now; the last known stands");
+                    }
                     drop(Object::take(object));
                     self.status.send_modify(|status| (status.link, status.obstacle) = (None, Some(Arc::from(reason))));
                 }
@@ -104,13 +108,15 @@ impl Follower {
         }
     }
 
-    /// Until the connection is of no more use; says why.
-    async fn follow(&self, mut link: Link) -> String {
-        let reason = |error: Option<RedisError>| error.map_or("no answer in time".to_owned(), |error| error.to_string());
-        let mut position = match self.load(&mut link).await {
-            Ok(position) => position,
-            Err(error) => return reason(error),
-        };
+    /// Until the connection is of no more use; says whether it was of any, and why not any more.
+    async fn follow(&self, mut link: Link) -> (bool, String) {
+        match self.load(&mut link).await {
+            Ok(position) => (true, self.follow_from(position, link).await),
+            Err(error) => (false, reason(error)),
+        }
+    }
+
+    async fn follow_from(&self, mut position: Position, mut link: Link) -> String {
         let mut every = interval(LOOK_EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut lost = link.lost();
@@ -183,6 +189,10 @@ impl Follower {
         }
         Ok(ControlFlow::Continue(position))
     }
+}
+
+fn reason(error: Option<RedisError>) -> String {
+    error.map_or("no answer in time".to_owned(), |error| error.to_string())
 }
 
 fn lossy(text: &[u8]) -> Cow<'_, str> {
