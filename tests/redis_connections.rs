@@ -13,7 +13,10 @@ use support::redis::RedisServer;
 use tokio::time::Instant;
 use weir::limit::{Algorithm, Charge, Check, HOUR, Limit, Mode, Operation};
 use weir::rules::key::{self, Part};
-use weir::store::redis::{Connector, RedisSettings, RedisSettingsError, RedisStore};
+use weir::store::history::Tally;
+use weir::store::records::{Change, Expected, RecordName, RecordStore, RecordView};
+use weir::store::redis::{Connector, RedisRecords, RedisSettings, RedisSettingsError, RedisStore, RedisSubjects};
+use weir::store::subjects::SubjectStore;
 use weir::store::{Clock, Group, Outcomes, Store, StoreError};
 
 const REQUESTS: u64 = 1_000;
@@ -87,8 +90,8 @@ async fn a_user_who_may_do_no_more_than_needed() {
     };
     let administrator = open(password(":unguessable"));
     assert!(apply(&administrator, "u1").await.is_ok());
-    let commands =
-        "+evalsha +eval +script|load +script|exists +mget +exists +get +set +time +zadd +zcard +zremrangebyscore +pexpire +info";
+    let commands = "+evalsha +eval +script|load +script|exists +mget +exists +get +set +del +time +info +zadd +zcard +zrem \
+                    +zremrangebyscore +zrangebylex +zrevrange +pexpire +pttl +expire +xadd +xrange +xrevrange +hincrby +hset +hmget";
     let mut words = vec!["ACL", "SETUSER", "weir", "on", ">s3cret/@:", "~w1|*", "-@all"];
     words.extend(commands.split(' '));
     let client = deadpool_redis::redis::Client::open(password(":unguessable").url).expect("the address is good");
@@ -99,6 +102,7 @@ async fn a_user_who_may_do_no_more_than_needed() {
     assert!(apply(&store, "u1").await.is_ok());
     assert_eq!(store.heartbeat("a").await, Ok(1));
     assert_eq!(store.probe().await, Ok(()));
+    may_administer(&password("weir:s3cret%2F%40%3A")).await;
     let stranger = open(password("weir:wrong"));
     assert!(matches!(apply(&stranger, "u1").await, Err(StoreError::Unavailable(_))));
     assert!(!stranger.is_ready());
@@ -273,4 +277,23 @@ impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for Log {
     fn make_writer(&'a self) -> Log {
         self.clone()
     }
+}
+
+/// Everything that operators ask for.
+async fn may_administer(settings: &RedisSettings) {
+    let connector = Connector::new(settings.clone()).expect("the settings are good");
+    let records = RedisRecords::new(&connector, Arc::new(Arc::new(RecordView::default())));
+    records.loaded().await;
+    let name = RecordName::Switch { domain: None };
+    for next in [Some("{\"switch\":\"shadow\"}".to_owned()), None] {
+        let change = Change { name: name.clone(), expected: Expected::Anything, next };
+        assert_eq!(records.write(&[change]).await, Ok(()));
+        assert!(records.list("", "", 10).await.is_ok() && records.read(&name).await.is_ok());
+    }
+    let subjects = RedisSubjects::new(records, Clock::System, 30);
+    let tally = Tally { allowed: 1, refused: 1, cost: 1, tier: Some("pro".into()) };
+    assert_eq!(subjects.remember(vec![(b"w1|d|{a=b}|history".as_slice().into(), 7, tally.clone())]).await, Ok(()));
+    assert_eq!(subjects.recall(b"w1|d|{a=b}|history", 7, 8).await, Ok(vec![(7, tally)]));
+    let counters = subjects.counters(b"w1|d", b"user=u1").await.expect("an index");
+    assert!(subjects.forget(&counters).await.is_ok());
 }

@@ -23,7 +23,8 @@ const MAX_CONNECTIONS: usize = 1_024;
 
 /// Where the counters are kept, and with how much patience. Redis 6.0 or newer (`HELLO 3`, `SET … KEEPTTL`). An ACL user needs
 /// `~<prefix>w1|*` and `+evalsha +eval +script|load +script|exists +mget +exists +get +set +time +zadd +zcard +zremrangebyscore
-/// +pexpire`; `+info` lets weir warn of eviction.
+/// +pexpire`; for what operators change and look at besides `+del +zrem +zrangebylex +zrevrange +pttl +expire +xadd +xrange
+/// +xrevrange +hincrby +hset +hmget`; `+info` lets weir warn of eviction.
 #[derive(Clone, Debug)]
 pub struct RedisSettings {
     /// `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, `redis+unix:///path?user=…&pass=…`.

@@ -169,8 +169,9 @@ local function list(place, life, index)
   if not state or state == NOT_OURS then return 0 end
   local is_new = redis.pcall('ZADD', index, string.format('%.0f', moment + life), KEYS[place])
   if type(is_new) ~= 'number' then return 0 end
-  if is_new == 1 then call('ZREMRANGEBYSCORE', index, '-inf', moment) end
-  if call('PTTL', index) < life then call('PEXPIRE', index, string.format('%.0f', life)) end
+  if is_new == 1 then redis.pcall('ZREMRANGEBYSCORE', index, '-inf', moment) end
+  local left = redis.pcall('PTTL', index)
+  if type(left) ~= 'number' or left < life then redis.pcall('PEXPIRE', index, string.format('%.0f', life)) end
   return 1
 end
 for number = 1, listings do
