@@ -80,7 +80,7 @@ fn difference(domain: &Domain, store: &MemoryStore, step: &TestStep, now: Micros
         ..Descriptor::default()
     });
     let request = Request { domain: domain.name.as_bytes(), descriptors: descriptors.collect(), hits_addend: step.hits };
-    let plan = match plan(domain, &request, PlanSettings::default(), Moment { now, patience: None }) {
+    let plan = match plan(domain, &request, PlanSettings::default(), Moment { now, patience: None }, &()) {
         Ok(plan) => plan,
         Err(error) => return Some(error.to_string()),
     };
