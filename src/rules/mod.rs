@@ -81,7 +81,7 @@ pub struct Rule {
     pub limits: Vec<RuleLimit>,
     /// Its limits are those of the caller's tier.
     pub tiers: Option<RuleTiers>,
-    /// Keeps a share of its limits free for the classes above a request's ([`Domain::priority`]).
+    /// Keeps a share of its limits free for the classes above a request's (`priority`).
     pub reserve: bool,
     /// Refuses for a while after one of the limits had no room.
     pub block: Option<Block>,

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 /// How long a Redis may take to answer INFO.
 const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Clock ticks of /proc/<pid>/stat in a second: Linux shows 100 to user space on every architecture in use.
+/// Clock ticks of `/proc/<pid>/stat` in a second: Linux shows 100 to user space on every architecture in use.
 const TICKS_PER_SECOND: u64 = 100;
 /// `LISTEN` in /proc/net/tcp.
 const LISTENING: &str = "0A";
