@@ -229,7 +229,6 @@ async fn without_memory_nothing_is_written_and_looks_still_work() {
     let store = server.store(Clock::System).await;
     let limit = limit(Algorithm::FixedWindow, 10, HOUR);
     assert!(apply(&store, &take(limit, "u1")).await.is_ok());
-    let keys = server.command::<u64>(&["DBSIZE"]).await;
     server.command::<String>(&["CONFIG", "SET", "maxmemory", "1"]).await;
     let both = group(&[(check(limit, Operation::Take, 1), "u1"), (check(limit, Operation::Take, 1), "u2")]);
     let (first, second) = tokio::join!(apply(&store, &both), apply(&store, &both));
