@@ -47,6 +47,6 @@ pub(crate) fn number(name: &str, series: &Series, unit: &str) {
 pub(crate) fn target(name: &str, series: &Series, unit: &str, at_most: f64) {
     let (low, high) = series.spread();
     let median = series.median();
-    let verdict = if (100.0 * median).round() <= (100.0 * at_most).round() { "met" } else { "NOT MET" };
+    let verdict = if median <= at_most { "met" } else { "NOT MET" };
     println!("  {name:<58} {median:>8.2} {unit:<3} ({low:.2} to {high:.2})   at most {at_most}: {verdict}");
 }
