@@ -10,25 +10,31 @@ use crate::rules::plan::{Kind, Plan, Planned};
 use crate::rules::precedence;
 use crate::rules::request::{Descriptor, Request};
 use crate::rules::tier::TierSource;
-use crate::store::history::{Recorder, Tally};
+use crate::store::history::{Recorder, Remembered};
 
 /// A request counts once for each of its subjects, with the cost of the first descriptor that is about it.
 pub(super) fn record(recorder: &Recorder, domain: &Domain, request: &Request<'_>, plan: &Plan, decision: &Decision, now: Micros) {
-    let mut seen: SmallVec<[EntriesText; 2]> = SmallVec::new();
+    let is_allowed = decision.code == Code::Ok;
+    let mut seen: SmallVec<[SmallVec<[u8; 32]>; 2]> = SmallVec::new();
     for (descriptor, planned) in request.descriptors.iter().zip(&plan.descriptors) {
         if is_no_request(descriptor, planned) {
             continue;
         }
-        let subject = subject(domain, descriptor);
-        if seen.contains(&subject) {
+        // The counter's name has it already, if there is a counter, and it is not too long for all of it.
+        let of_counter = planned.checks.first().and_then(|check| plan.group.keys[check.check].subject(&domain.key_prefix));
+        let of_counter = of_counter.filter(|subject| !subject.starts_with(b"%#"));
+        let of_entries = if of_counter.is_none() { subject(domain, descriptor) } else { EntriesText::new() };
+        let subject = of_counter.unwrap_or(&of_entries);
+        if seen.iter().any(|known| **known == *subject) {
             continue;
         }
-        let allowed = u64::from(decision.code == Code::Ok);
         // Work that is done is charged whatever was decided.
-        let cost = if allowed == 1 || descriptor.hits.is_some() { planned.cost } else { 0 };
-        let tally = Tally { allowed, refused: 1 - allowed, cost, tier: tier(domain, planned) };
-        recorder.record(&domain.key_prefix, &subject, now / DAY, &tally);
-        seen.push(subject);
+        let cost = if is_allowed || descriptor.hits.is_some() { planned.cost } else { 0 };
+        let (domain_prefix, tier) = (&domain.key_prefix, tier(domain, planned));
+        recorder.record(&Remembered { domain_prefix, subject, day: now / DAY, is_allowed, cost, tier });
+        if request.descriptors.len() > 1 {
+            seen.push(SmallVec::from_slice(subject));
+        }
     }
 }
 
@@ -44,10 +50,10 @@ fn subject(domain: &Domain, descriptor: &Descriptor<'_>) -> EntriesText {
 }
 
 /// The tier by which the request went, where it said so itself.
-fn tier(domain: &Domain, planned: &Planned) -> Option<Box<str>> {
+fn tier<'d>(domain: &'d Domain, planned: &Planned) -> Option<&'d str> {
     let tiers = domain.rule(planned.rule?).tiers.as_ref()?;
     match tiers.source {
-        TierSource::Entry(_) => planned.tier.map(|tier| domain.plans.tier(tier).name.clone()),
+        TierSource::Entry(_) => planned.tier.map(|tier| &*domain.plans.tier(tier).name),
         TierSource::Assigned(_) => None,
     }
 }

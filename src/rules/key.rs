@@ -60,9 +60,15 @@ impl Key {
     pub fn domain_and_subject(&self, prefix: &str) -> Option<(&[u8], &[u8])> {
         let domain = prefix.len() + STATE_VERSION.len() + 1;
         let end = domain + self.0.get(domain..)?.iter().position(|&byte| byte == b'|')?;
-        let open = end + self.0[end..].windows(2).position(|pair| pair == b"|{")? + 2;
-        let close = open + self.0[open..].iter().position(|&byte| byte == b'}')?;
-        Some((&self.0[..end], &self.0[open..close]))
+        Some((&self.0[..end], self.subject(&self.0[..end])?))
+    }
+
+    /// The subject that it stands under, in a domain whose counters begin so.
+    pub fn subject(&self, domain_prefix: &[u8]) -> Option<&[u8]> {
+        let rest = self.0.get(domain_prefix.len()..)?;
+        let open = rest.iter().position(|&byte| byte == b'{')? + 1;
+        let length = rest[open..].iter().position(|&byte| byte == b'}')?;
+        Some(&rest[open..open + length])
     }
 
     /// The matched entries, between what it begins with and what it ends with.

@@ -15,8 +15,8 @@ use crate::store::redis::{RedisRecords, RedisSubjects};
 use crate::store::subjects::{Day, MemorySubjects, SubjectStore};
 use crate::store::{Clock, Group, Outcomes, StoreError};
 
-/// How often histories are brought to the store.
-const FLUSH: Duration = Duration::from_secs(1);
+/// How often histories are brought to the store: a subject that asks often is written once in so long.
+const FLUSH: Duration = Duration::from_secs(5);
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -44,7 +44,7 @@ impl Operators {
         }
         let subjects = tallies.len();
         if let Err(error) = self.remember(tallies).await {
-            tracing::debug!(%error, subjects, "a second of history is lost");
+            tracing::debug!(%error, subjects, "a part of the history is lost");
         }
     }
 

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use super::subjects::Day;
 
 /// Subjects that one thread adds up between two flushes; of any further ones nothing is remembered.
-const MAX_PENDING: usize = 20_000;
+const MAX_PENDING: usize = 50_000;
 
 /// A day, or a part of one.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -24,6 +24,15 @@ pub struct Tally {
 }
 
 impl Tally {
+    fn count(&mut self, request: &Remembered<'_>) {
+        self.allowed += u64::from(request.is_allowed);
+        self.refused += u64::from(!request.is_allowed);
+        self.cost = self.cost.saturating_add(request.cost);
+        if request.tier.is_some() && self.tier.as_deref() != request.tier {
+            self.tier = request.tier.map(Into::into);
+        }
+    }
+
     pub fn add(&mut self, other: &Tally) {
         self.allowed = self.allowed.saturating_add(other.allowed);
         self.refused = self.refused.saturating_add(other.refused);
@@ -85,21 +94,35 @@ impl History {
     }
 }
 
+/// One request, as it is remembered.
+#[derive(Clone, Copy, Debug)]
+pub struct Remembered<'a> {
+    pub domain_prefix: &'a [u8],
+    pub subject: &'a [u8],
+    pub day: Day,
+    pub is_allowed: bool,
+    pub cost: u64,
+    pub tier: Option<&'a str>,
+}
+
 impl Recorder {
-    /// One request of a subject.
-    pub fn record(&self, domain_prefix: &[u8], subject: &[u8], day: Day, tally: &Tally) {
-        let mut name: SmallVec<[u8; 128]> = SmallVec::from_slice(domain_prefix);
-        for part in [b"|{", subject, b"}|", NAME.as_bytes()] {
+    pub fn record(&self, request: &Remembered<'_>) {
+        let mut name: SmallVec<[u8; 128]> = SmallVec::from_slice(request.domain_prefix);
+        for part in [b"|{", request.subject, b"}|", NAME.as_bytes()] {
             name.extend_from_slice(part);
         }
         let mut pending = self.pending.lock();
         let has_room = pending.len() < MAX_PENDING;
         match pending.get_mut(name.as_slice()) {
-            Some((known, sum)) => {
-                *known = day;
-                sum.add(tally);
+            Some((day, tally)) => {
+                *day = request.day;
+                tally.count(request);
             }
-            None if has_room => drop(pending.insert(name.as_slice().into(), (day, tally.clone()))),
+            None if has_room => {
+                let mut tally = Tally::default();
+                tally.count(request);
+                pending.insert(name.as_slice().into(), (request.day, tally));
+            }
             None => {
                 self.history.dropped.fetch_add(1, Ordering::Relaxed);
             }
@@ -115,21 +138,24 @@ mod tests {
     use super::*;
     use crate::rules::key;
 
+    fn request(subject: &[u8]) -> Remembered<'_> {
+        Remembered { domain_prefix: b"w1|api", subject, day: 7, is_allowed: true, cost: 0, tier: None }
+    }
+
     #[test]
     fn threads_add_up_and_are_taken_once() {
         let history = Arc::<History>::default();
         let recorders = [history.recorder(), history.recorder()];
-        let one = |cost| Tally { allowed: 1, refused: 0, cost, tier: None };
         for (turn, recorder) in (0..10).zip(recorders.iter().cycle()) {
-            recorder.record(b"w1|api", b"user=u1", 7, &one(turn));
+            recorder.record(&Remembered { cost: turn, ..request(b"user=u1") });
         }
-        recorders[0].record(b"w1|api", b"user=u2", 7, &Tally { refused: 1, ..Tally::default() });
+        recorders[0].record(&Remembered { is_allowed: false, tier: Some("pro"), ..request(b"user=u2") });
         let mut taken = history.take();
         taken.sort_by(|one, other| one.0.cmp(&other.0));
         let name = |subject: &[u8]| key::of_subject(b"w1|api", subject, NAME).into_boxed_slice();
         let expected = [
             (name(b"user=u1"), 7, Tally { allowed: 10, refused: 0, cost: 45, tier: None }),
-            (name(b"user=u2"), 7, Tally { refused: 1, ..Tally::default() }),
+            (name(b"user=u2"), 7, Tally { refused: 1, tier: Some("pro".into()), ..Tally::default() }),
         ];
         assert_eq!(taken, expected);
         assert_eq!(history.take(), []);
@@ -140,7 +166,7 @@ mod tests {
         let history = Arc::<History>::default();
         let recorder = history.recorder();
         for number in 0..MAX_PENDING + 5 {
-            recorder.record(b"w1|api", format!("user=u{number}").as_bytes(), 7, &Tally::default());
+            recorder.record(&request(format!("user=u{number}").as_bytes()));
         }
         assert_eq!((history.take().len(), history.dropped()), (MAX_PENDING, 5));
     }
