@@ -164,3 +164,26 @@ async fn histories_agree() {
         assert_eq!(by_redis.iter().map(|(day, _)| *day).collect::<Vec<_>>(), [today, today + 1]);
     }
 }
+
+#[tokio::test]
+async fn an_index_forgets_what_is_over() {
+    let server = RedisServer::start();
+    let both = Both::new(&server).await;
+    let limit = Limit::new(Algorithm::FixedWindow, 5, MINUTE, None).expect("a limit");
+    let domain = key::domain_prefix(PREFIX, b"api");
+    for number in 0..2_000 {
+        let path = format!("/{number}");
+        let parts = [(b"path".as_slice(), path.as_str()), (b"user".as_slice(), "u1")];
+        let parts = parts.into_iter().map(|(key, value)| Part { key, value: value.as_bytes(), shared: false });
+        let counter = key::key(&domain, &key::entries(parts, 1), &key::shape_suffix(limit.shape()));
+        let group = Group {
+            keys: [counter].into_iter().collect(),
+            checks: [check(limit, Operation::Take, 1)].into_iter().collect(),
+            refused: false,
+        };
+        both.decide(&group).await;
+        both.now.fetch_add(SECOND + 1_000, Ordering::Release);
+    }
+    let listed = both.redis_subjects.counters(&domain, b"user=u1").await.expect("an index").len();
+    assert!((60..300).contains(&listed), "{listed} of 2000: those of three minutes, and a few");
+}

@@ -9,7 +9,7 @@ use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
 use super::wire::Listing;
-use crate::limit::{Algorithm, Charge, Check, Operation, SECOND};
+use crate::limit::{Algorithm, Charge, Check, Micros, Operation, SECOND};
 use crate::rules::key::{self, Key};
 use crate::store::Group;
 
@@ -19,6 +19,8 @@ const SLOTS: usize = 1 << 18;
 const WAYS: usize = 4;
 /// How long a counter counts as listed before it is listed again, in seconds. It stays listed twice as long besides its life.
 const LISTED_FOR: u64 = 60;
+/// Counters that live no longer are not listed, in µs: they are over before anyone asks, and made anew all the time.
+const SHORT_LIFE: Micros = 10 * SECOND;
 /// The part of a mark that says when: turns of [`LISTED_FOR`], which come around after more than four hours.
 const TURNS: u64 = 0xff;
 
@@ -71,14 +73,15 @@ impl Listed {
     }
 }
 
-/// Whether a check may write a counter that was not there. Blocks, which are seldom there, are found by their rule.
+/// Whether a check may write a counter that was not there and is to be listed. Blocks, which are seldom there, are found by their
+/// rule.
 fn creates(check: &Check, refused: bool) -> bool {
     let counts = match check.operation {
         Operation::Take => !refused || check.charge == Charge::Always,
         Operation::Report => true,
         _ => false,
     };
-    counts && check.limit.algorithm() != Algorithm::Penalty
+    counts && check.limit.algorithm() != Algorithm::Penalty && check.limit.longest_life() > SHORT_LIFE
 }
 
 fn listing(check: usize, key: &Key, of: &Check, mark: u64, prefix: &str) -> Option<Listing> {

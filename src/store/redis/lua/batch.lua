@@ -3,6 +3,8 @@
 
 -- What unpack and pack can take at once; Lua's stack holds 8,000.
 local CHUNK = 1000
+-- Every so many times that a counter is listed, those that are over go from the index.
+local PRUNED_EVERY = 8
 -- With the clock of a test, the server's own must not take a key away; in ms.
 local INJECTED_TTL = 60000
 local CHECK, CHECK_SIZE = '<BBBBHdddddd', 54
@@ -167,9 +169,10 @@ local moment, were_listed = floor(now / 1000), {}
 local function list(place, life, index)
   local state = states[homes[place] or place]
   if not state or state == NOT_OURS then return 0 end
-  local is_new = redis.pcall('ZADD', index, string.format('%.0f', moment + life), KEYS[place])
-  if type(is_new) ~= 'number' then return 0 end
-  if is_new == 1 then redis.pcall('ZREMRANGEBYSCORE', index, '-inf', moment) end
+  local added = redis.pcall('ZADD', index, string.format('%.0f', moment + life), KEYS[place])
+  if type(added) ~= 'number' then return 0 end
+  -- Now and then is enough: it removes all that are over.
+  if (moment + place) % PRUNED_EVERY == 0 then redis.pcall('ZREMRANGEBYSCORE', index, '-inf', moment) end
   local left = redis.pcall('PTTL', index)
   if type(left) ~= 'number' or left < life then redis.pcall('PEXPIRE', index, string.format('%.0f', life)) end
   return 1
