@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use redis::RedisServer;
-use tokio::time::Instant;
 use weir::limit::{Algorithm, Charge, Check, HOUR, Limit, Mode, Operation};
 use weir::rules::key::{self, Part};
 use weir::store::redis::RedisStore;
-use weir::store::{Clock, Group, Store};
+use weir::store::{Clock, Group, Store, Wait};
 
 const BATCHES: [usize; 4] = [1, 8, 32, 64];
 const KEYS: usize = 10_000;
@@ -71,8 +70,8 @@ async fn measure(algorithms: &[Algorithm], requests: u64, batch: usize) -> f64 {
 /// A decision on every counter, in batches.
 async fn decide(store: &RedisStore, groups: &[Group], batch: usize) {
     for groups in groups.chunks(batch) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let decided = join_all(groups.iter().map(|group| store.apply(group, deadline))).await;
+        let wait = Wait::of(Duration::from_secs(10));
+        let decided = join_all(groups.iter().map(|group| store.apply(group, wait))).await;
         assert!(decided.iter().all(Result::is_ok), "{decided:?}");
     }
 }

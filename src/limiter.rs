@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::limit::{Algorithm, Mode, Operation, Outcome, RetryAfter, SECOND};
+use crate::limit::{Algorithm, Micros, Mode, Operation, Outcome, RetryAfter, SECOND};
 use crate::rules::decision::{self, Code, Decision, Degraded};
 use crate::rules::plan::{self, Moment, Plan, PlanSettings, Planned};
 use crate::rules::request::Request;
@@ -23,7 +23,7 @@ use crate::rules::{Domain, OnStoreFailure, Rule, RuleLimit, RuleSet};
 use crate::store::history::{History, Recorder};
 use crate::store::memory::MemoryStore;
 use crate::store::records::{Record, RecordName, RecordView, Subscriber};
-use crate::store::{Group, Outcomes, Store, StoreError};
+use crate::store::{Group, Outcomes, Store, StoreError, Wait};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::rule_counters::{DomainCounters, RuleOutcome};
 
@@ -100,6 +100,17 @@ impl Decided {
     fn loaded(&self) -> Option<&LoadedDomain> {
         self.loaded.as_ref().map(|(held, place)| &held.domains[*place])
     }
+}
+
+/// A request while the store is asked.
+struct Asked {
+    plan: Plan,
+    held: Held,
+    place: usize,
+    /// Whether everything is only watched.
+    shadow: bool,
+    now: Micros,
+    wait: Wait,
 }
 
 /// Rules in force, each domain with what its decisions are counted by.
@@ -214,71 +225,82 @@ impl<S: Store> Limiter<S> {
     }
 
     /// Decides a request that came in at `arrival` from a caller that waits for `patience` (its gRPC deadline).
+    // All but the waiting is in functions of their own: what they work with is no part of the future, which is as large as a
+    // call under way is.
     pub async fn decide(&self, request: &Request<'_>, arrival: Instant, patience: Option<Duration>) -> Answer {
-        let answer = self.answer(request, arrival, patience).await;
+        let mut asked = match self.plan(request, arrival, patience) {
+            Ok(asked) => asked,
+            Err(answer) => {
+                self.count(&answer);
+                return answer;
+            }
+        };
+        let outcomes = match asked.plan.group.checks.is_empty() {
+            true => Ok(Outcomes::new()),
+            false => self.store.apply(&asked.plan.group, asked.wait).await,
+        };
+        let answer = self.conclude(request, &mut asked, outcomes);
+        if let Answer::Decided(decided) = &answer
+            && decided.decision.hold > 0
+        {
+            Box::pin(tokio::time::sleep(Duration::from_micros(decided.decision.hold))).await;
+        }
         self.count(&answer);
         answer
     }
 
-    async fn answer(&self, request: &Request<'_>, arrival: Instant, patience: Option<Duration>) -> Answer {
-        if let Err(reason) = well_formed(request) {
-            return Answer::Invalid(reason);
-        }
+    /// What is to be asked of the store; or the answer, if that is known without.
+    fn plan(&self, request: &Request<'_>, arrival: Instant, patience: Option<Duration>) -> Result<Asked, Answer> {
+        well_formed(request).map_err(Answer::Invalid)?;
         let held = self.held();
         if held.rules.revision == 0 {
-            return Answer::Unavailable("no rate limit configuration loaded".to_owned());
+            return Err(Answer::Unavailable("no rate limit configuration loaded".to_owned()));
         }
         let Some(&place) = held.places.get(request.domain) else {
-            return Answer::Decided(Box::new(Decided { decision: unlimited(request), loaded: None, overrides: Vec::new() }));
+            return Err(Answer::Decided(Box::new(Decided { decision: unlimited(request), loaded: None, overrides: Vec::new() })));
         };
-        let domain = &*held.domains[place].domain;
-        let usable = patience.map(|patience| patience.saturating_sub(RETURN_TIME));
         let mut settings = self.shared.settings;
         match self.shared.records.switch(request.domain) {
             Switch::Off => {}
             Switch::AllowAll => {
                 let decided = Decided { decision: unlimited(request), loaded: Some((held, place)), overrides: Vec::new() };
-                return Answer::Decided(Box::new(decided));
+                return Err(Answer::Decided(Box::new(decided)));
             }
             Switch::ShadowAll => settings.plan.shadow = true,
         }
+        let usable = patience.map(|patience| patience.saturating_sub(RETURN_TIME));
         let usable_micros = usable.map(|usable| u64::try_from(usable.as_micros()).unwrap_or(u64::MAX));
         let moment = Moment { now: self.shared.local.clock().now(), patience: usable_micros };
-        let plan = match plan::plan(domain, request, settings.plan, moment, &self.shared.records) {
-            Ok(plan) => plan,
-            Err(problem) => return Answer::Invalid(problem.to_string()),
-        };
+        let domain = &*held.domains[place].domain;
+        let plan = plan::plan(domain, request, settings.plan, moment, &self.shared.records)
+            .map_err(|problem| Answer::Invalid(problem.to_string()))?;
         if plan.unknown_tiers > 0 {
             self.shared.metrics.unknown_tiers.inc_by(plan.unknown_tiers as u64);
         }
-        let mut degraded = None;
-        let outcomes = if plan.group.checks.is_empty() {
-            Outcomes::new()
-        } else {
-            let timeout = usable.map_or(settings.store_timeout, |usable| usable.min(settings.store_timeout));
-            match self.store.apply(&plan.group, arrival + timeout).await {
-                Ok(outcomes) => outcomes,
-                Err(error @ StoreError::TooLarge(_)) => return Answer::Invalid(error.to_string()),
-                Err(error) => match self.without_store(domain, &plan, &error) {
-                    Ok((outcomes, by)) => {
-                        degraded = Some(by);
-                        outcomes
-                    }
-                    Err(reason) => return Answer::Unavailable(reason),
-                },
-            }
+        let timeout = usable.map_or(settings.store_timeout, |usable| usable.min(settings.store_timeout));
+        let wait = Wait { asked: Instant::now(), deadline: arrival + timeout };
+        Ok(Asked { plan, held, place, shadow: settings.plan.shadow, now: moment.now, wait })
+    }
+
+    /// Puts what the store said into an answer. Takes the overrides out of the plan.
+    fn conclude(&self, request: &Request<'_>, asked: &mut Asked, outcomes: Result<Outcomes, StoreError>) -> Answer {
+        let Asked { plan, held, place, shadow, now, .. } = asked;
+        let domain = &*held.domains[*place].domain;
+        let (outcomes, degraded) = match outcomes {
+            Ok(outcomes) => (outcomes, None),
+            Err(error @ StoreError::TooLarge(_)) => return Answer::Invalid(error.to_string()),
+            Err(error) => match self.without_store(domain, plan, &error) {
+                Ok((outcomes, by)) => (outcomes, Some(by)),
+                Err(reason) => return Answer::Unavailable(reason),
+            },
         };
-        let mut decision = decision::decide(domain, &plan, &outcomes, settings.plan.shadow);
+        let mut decision = decision::decide(domain, plan, &outcomes, *shadow);
         decision.degraded = degraded;
         if self.shared.history.is_kept() && !domain.subject.is_empty() {
-            tallies::record(&self.recorder, domain, request, &plan, &decision, moment.now);
+            tallies::record(&self.recorder, domain, request, plan, &decision, *now);
         }
-        // Boxed before it waits, so that a call under way does not keep room for it.
-        let decided = Box::new(Decided { decision, loaded: Some((held, place)), overrides: plan.overrides });
-        if decided.decision.hold > 0 {
-            tokio::time::sleep(Duration::from_micros(decided.decision.hold)).await;
-        }
-        Answer::Decided(decided)
+        let overrides = std::mem::take(&mut plan.overrides);
+        Answer::Decided(Box::new(Decided { decision, loaded: Some((held.clone(), *place)), overrides }))
     }
 
     fn held(&self) -> Held {

@@ -16,12 +16,12 @@ use weir::rules::plan::PlanSettings;
 use weir::rules::request::{Descriptor, LimitOverride, Request};
 use weir::rules::{OnStoreFailure, Rule, RuleSet};
 use weir::store::memory::MemoryStore;
-use weir::store::{Clock, Group, Outcomes, Store, StoreError};
+use weir::store::{Clock, Group, Outcomes, Store, StoreError, Wait};
 
 struct Away;
 
 impl Store for Away {
-    async fn apply(&self, _: &Group, _: Instant) -> Result<Outcomes, StoreError> {
+    async fn apply(&self, _: &Group, _: Wait) -> Result<Outcomes, StoreError> {
         Err(StoreError::Open)
     }
 }

@@ -10,14 +10,13 @@ use std::time::Duration;
 
 use futures_util::future::{FutureExt, join_all};
 use support::redis::RedisServer;
-use tokio::time::Instant;
 use weir::limit::{Algorithm, Charge, Check, HOUR, Limit, Mode, Operation};
 use weir::rules::key::{self, Part};
 use weir::store::history::Tally;
 use weir::store::records::{Change, Expected, RecordName, RecordStore, RecordView};
 use weir::store::redis::{Connector, RedisRecords, RedisSettings, RedisSettingsError, RedisStore, RedisSubjects};
 use weir::store::subjects::SubjectStore;
-use weir::store::{Clock, Group, Outcomes, Store, StoreError};
+use weir::store::{Clock, Group, Outcomes, Store, StoreError, Wait};
 
 const REQUESTS: u64 = 1_000;
 
@@ -42,7 +41,7 @@ fn take(user: &str) -> Group {
 }
 
 async fn apply(store: &RedisStore, user: &str) -> Result<Outcomes, StoreError> {
-    store.apply(&take(user), Instant::now() + Duration::from_secs(60)).await
+    store.apply(&take(user), Wait::of(Duration::from_secs(60))).await
 }
 
 /// Hits counted for a user before this one.
@@ -191,12 +190,12 @@ async fn a_call_without_an_answer_times_out_and_is_never_sent_again() {
     store.ready().await;
     server.pause();
     let in_flight = take("sent");
-    let deadline = Instant::now() + Duration::from_millis(20);
-    assert_eq!(store.apply(&in_flight, deadline).await, Err(StoreError::Timeout));
+    let wait = Wait::of(Duration::from_millis(20));
+    assert_eq!(store.apply(&in_flight, wait).await, Err(StoreError::Timeout));
     not_ready(&store).await;
     // Nobody waits for it when there is a connection again.
-    let deadline = Instant::now() + Duration::from_millis(20);
-    assert_eq!(store.apply(&take("queued"), deadline).await, Err(StoreError::Timeout));
+    let wait = Wait::of(Duration::from_millis(20));
+    assert_eq!(store.apply(&take("queued"), wait).await, Err(StoreError::Timeout));
     server.resume();
     store.ready().await;
     let patient = server.store(Clock::System).await;
@@ -205,10 +204,27 @@ async fn a_call_without_an_answer_times_out_and_is_never_sent_again() {
 }
 
 #[tokio::test]
+async fn who_has_less_patience_than_those_before_waits_no_longer_for_it() {
+    let server = RedisServer::start();
+    let store = open(RedisSettings { store_timeout: Duration::from_secs(60), ..server.settings() });
+    store.ready().await;
+    server.pause();
+    let (first, second, third) = (take("patient"), take("less patient"), take("queued"));
+    let (long, short) = (Duration::from_secs(60), Duration::from_millis(20));
+    let mut patient = Box::pin(store.apply(&first, Wait::of(long)));
+    assert!((&mut patient).now_or_never().is_none());
+    assert_eq!(store.apply(&second, Wait::of(short)).await, Err(StoreError::Timeout));
+    assert_eq!(store.apply(&third, Wait::of(short)).await, Err(StoreError::Timeout));
+    assert!((&mut patient).now_or_never().is_none());
+    server.resume();
+    assert!(patient.await.is_ok());
+}
+
+#[tokio::test]
 async fn callers_who_leave_do_not_disturb_the_others() {
     let server = RedisServer::start();
     let store = server.store(Clock::System).await;
-    let long = Instant::now() + Duration::from_secs(60);
+    let long = Wait::of(Duration::from_secs(60));
     let (first, gone, other) = (take("first"), take("gone"), take("other"));
     // Both are queued, and one caller leaves before the batch goes out.
     let mut leaves = Box::pin(store.apply(&gone, long));

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use weir::limit::{Algorithm, Charge, Check, DAY, HOUR, Limit, MINUTE, Micros, Mode, Operation, Outcome, SECOND};
 use weir::rules::key::{self, Key, Part};
 use weir::store::redis::RedisStore;
-use weir::store::{Clock, Group, Outcomes, Store, StoreError};
+use weir::store::{Clock, Group, Outcomes, Store, StoreError, Wait};
 
 const COUNTING: [Algorithm; 5] =
     [Algorithm::FixedWindow, Algorithm::SlidingLog, Algorithm::SlidingCounter, Algorithm::TokenBucket, Algorithm::LeakyBucket];
@@ -44,7 +44,7 @@ fn take(limit: Limit, user: &str) -> Group {
 }
 
 async fn apply(store: &RedisStore, group: &Group) -> Result<Outcomes, StoreError> {
-    store.apply(group, Instant::now() + Duration::from_secs(60)).await
+    store.apply(group, Wait::of(Duration::from_secs(60))).await
 }
 
 async fn remaining(store: &RedisStore, limit: Limit, user: &str) -> u64 {

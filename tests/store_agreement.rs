@@ -13,7 +13,6 @@ use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::cmd;
 use futures_util::future::join_all;
 use support::redis::RedisServer;
-use tokio::time::Instant;
 use weir::limit::{
     Algorithm, Charge, Check, DAY, Edges, HOUR, Hit, Limit, LimitError, MAX_EXACT, MAX_LOG_REQUESTS, MINUTE, MONTH, Micros, Mode,
     Operation, Period, SECOND, State, WEEK, YEAR,
@@ -21,7 +20,7 @@ use weir::limit::{
 use weir::rules::key::{self, Key, Part};
 use weir::store::memory::{DEFAULT_MAX_COUNTERS, MemoryStore};
 use weir::store::redis::RedisStore;
-use weir::store::{Clock, Group, Store};
+use weir::store::{Clock, Group, Store, Wait};
 
 const SEEDS: [u64; 4] = [1, 2, 3, 4];
 /// Requests decided by both stores for each seed.
@@ -126,8 +125,8 @@ impl Run {
     }
 
     async fn decide_batch(&mut self, groups: &[Group]) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let by_redis = join_all(groups.iter().map(|group| self.redis.apply(group, deadline))).await;
+        let wait = Wait::of(Duration::from_secs(60));
+        let by_redis = join_all(groups.iter().map(|group| self.redis.apply(group, wait))).await;
         let now = self.now.load(Ordering::Acquire);
         for (group, by_redis) in groups.iter().zip(by_redis) {
             let by_memory = self.memory.decide(group);

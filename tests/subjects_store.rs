@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use support::redis::RedisServer;
-use tokio::time::Instant;
 use weir::limit::{Algorithm, Charge, Check, DAY, HOUR, Limit, MINUTE, Mode, Operation, SECOND};
 use weir::rules::key::{self, Key, Part};
 use weir::store::history::Tally;
@@ -16,7 +15,7 @@ use weir::store::memory::MemoryStore;
 use weir::store::records::RecordView;
 use weir::store::redis::{Connector, RedisRecords, RedisSettings, RedisStore, RedisSubjects};
 use weir::store::subjects::{MemorySubjects, SubjectStore};
-use weir::store::{Clock, Group, Store};
+use weir::store::{Clock, Group, Store, Wait};
 
 const SEED: u64 = 11;
 const STEPS: usize = 1_500;
@@ -68,7 +67,7 @@ impl Both {
     }
 
     async fn decide(&self, group: &Group) {
-        let by_redis = self.redis.apply(group, Instant::now() + Duration::from_secs(60)).await;
+        let by_redis = self.redis.apply(group, Wait::of(Duration::from_secs(60))).await;
         assert_eq!(by_redis.as_ref(), Ok(&self.memory.decide(group)), "{group:#?}");
     }
 

@@ -56,19 +56,9 @@ impl Key {
 }
 
 impl Key {
-    /// What it begins with ([`domain_prefix`]) and the subject that it stands under, where it begins with `prefix` as all do.
-    pub fn domain_and_subject(&self, prefix: &str) -> Option<(&[u8], &[u8])> {
-        let domain = prefix.len() + STATE_VERSION.len() + 1;
-        let end = domain + self.0.get(domain..)?.iter().position(|&byte| byte == b'|')?;
-        Some((&self.0[..end], self.subject(&self.0[..end])?))
-    }
-
     /// The subject that it stands under, in a domain whose counters begin so.
     pub fn subject(&self, domain_prefix: &[u8]) -> Option<&[u8]> {
-        let rest = self.0.get(domain_prefix.len()..)?;
-        let open = rest.iter().position(|&byte| byte == b'{')? + 1;
-        let length = rest[open..].iter().position(|&byte| byte == b'}')?;
-        Some(&rest[open..open + length])
+        subject_in(self.0.get(domain_prefix.len()..)?)
     }
 
     /// The matched entries, between what it begins with and what it ends with.
@@ -83,6 +73,20 @@ impl Key {
     pub fn from_bytes(bytes: Vec<u8>) -> Key {
         Key(bytes)
     }
+}
+
+/// What a key begins with ([`domain_prefix`]) and the subject that it stands under, where it begins with `prefix` as all do.
+pub fn domain_and_subject<'k>(key: &'k [u8], prefix: &str) -> Option<(&'k [u8], &'k [u8])> {
+    let domain = prefix.len() + STATE_VERSION.len() + 1;
+    let end = domain + key.get(domain..)?.iter().position(|&byte| byte == b'|')?;
+    Some((&key[..end], subject_in(&key[end..])?))
+}
+
+/// What stands between the braces.
+fn subject_in(text: &[u8]) -> Option<&[u8]> {
+    let open = text.iter().position(|&byte| byte == b'{')? + 1;
+    let length = text[open..].iter().position(|&byte| byte == b'}')?;
+    Some(&text[open..open + length])
 }
 
 impl std::fmt::Debug for Key {
@@ -364,11 +368,11 @@ mod tests {
         for prefix in ["", "p|{q}:"] {
             let domain = domain_prefix(prefix, b"a|pi");
             let key = key(&domain, &entries(parts.into_iter(), 1), b"|fixed_window|1m");
-            assert_eq!(key.domain_and_subject(prefix), Some((&domain[..], &b"user=u1"[..])));
+            assert_eq!(domain_and_subject(key.as_bytes(), prefix), Some((&domain[..], &b"user=u1"[..])));
             let written = super::parts(key.entries(&domain).unwrap()).unwrap();
             assert_eq!(written, [(b"path".to_vec(), b"/{a}|b".to_vec()), (b"user".to_vec(), b"u1".to_vec())]);
         }
-        assert_eq!(Key::from_bytes(b"w1|api".to_vec()).domain_and_subject(""), None);
+        assert_eq!(domain_and_subject(b"w1|api", ""), None);
     }
 
     #[test]

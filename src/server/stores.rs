@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::operators::Operators;
 use super::readiness::Readiness;
 use crate::limiter::Shared;
@@ -13,7 +11,7 @@ use crate::store::deny_cache::{DenyCache, Refusals};
 use crate::store::guard::{Guard, SharedBreaker};
 use crate::store::memory::MemoryStore;
 use crate::store::redis::{Connector, RedisRecords, RedisSettings, RedisSettingsError, RedisStore};
-use crate::store::{Clock, Group, Outcomes, Store, StoreError};
+use crate::store::{Clock, Group, Outcomes, Store, StoreError, Wait};
 use crate::telemetry::metrics::Metrics;
 
 /// How long making a connection to Redis may take before it is tried again.
@@ -206,10 +204,10 @@ async fn sweep(shared: Arc<Shared>, store: Option<Arc<MemoryStore>>) {
 }
 
 impl Store for ThreadStore {
-    async fn apply(&self, group: &Group, deadline: Instant) -> Result<Outcomes, StoreError> {
+    async fn apply(&self, group: &Group, wait: Wait) -> Result<Outcomes, StoreError> {
         match self {
-            ThreadStore::Memory(store) => store.apply(group, deadline).await,
-            ThreadStore::Redis(store) => store.apply(group, deadline).await,
+            ThreadStore::Memory(store) => store.apply(group, wait).await,
+            ThreadStore::Redis(store) => store.apply(group, wait).await,
         }
     }
 }
@@ -221,13 +219,12 @@ pub struct Measured<S> {
 }
 
 impl<S: Store> Store for Measured<S> {
-    async fn apply(&self, group: &Group, deadline: Instant) -> Result<Outcomes, StoreError> {
-        let asked = Instant::now();
-        let answer = self.store.apply(group, deadline).await;
+    async fn apply(&self, group: &Group, wait: Wait) -> Result<Outcomes, StoreError> {
+        let answer = self.store.apply(group, wait).await;
         let metrics = &self.metrics.store;
         let errors = match &answer {
             Ok(_) => {
-                metrics.latency.record(asked.elapsed());
+                metrics.latency.record(wait.asked.elapsed());
                 return answer;
             }
             Err(StoreError::Timeout) => &metrics.timeouts,

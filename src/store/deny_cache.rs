@@ -14,7 +14,7 @@ use indexmap::IndexMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Group, Outcomes, Store, StoreError};
+use super::{Group, Outcomes, Store, StoreError, Wait};
 use crate::limit::{Algorithm, Charge, Check, Cost, Limit, Micros, Mode, Operation, Outcome, RetryAfter, SECOND};
 use crate::rules::key::Key;
 
@@ -71,23 +71,22 @@ impl<S> DenyCache<S> {
 }
 
 impl<S: Store> Store for DenyCache<S> {
-    async fn apply(&self, group: &Group, deadline: Instant) -> Result<Outcomes, StoreError> {
+    async fn apply(&self, group: &Group, wait: Wait) -> Result<Outcomes, StoreError> {
         if self.refusals.max_bytes_per_shard == 0 {
-            return self.store.apply(group, deadline).await;
+            return self.store.apply(group, wait).await;
         }
         let Some(question) = Question::of(group) else {
             self.refusals.forget_refunded(group);
-            return self.store.apply(group, deadline).await;
+            return self.store.apply(group, wait).await;
         };
-        let asked = Instant::now();
-        if let Some(outcomes) = self.refusals.recall(&question, asked) {
+        if let Some(outcomes) = self.refusals.recall(&question, wait.asked) {
             return Ok(outcomes);
         }
-        let answer = self.store.apply(group, deadline).await;
+        let answer = self.store.apply(group, wait).await;
         if let Ok(outcomes) = &answer
             && outcomes.iter().any(|outcome| !outcome.is_allowed())
         {
-            self.refusals.remember(&question, outcomes, asked);
+            self.refusals.remember(&question, outcomes, wait.asked);
         }
         answer
     }
@@ -293,7 +292,7 @@ mod tests {
     struct Refusing(AtomicUsize);
 
     impl Store for Refusing {
-        async fn apply(&self, group: &Group, _: Instant) -> Result<Outcomes, StoreError> {
+        async fn apply(&self, group: &Group, _: Wait) -> Result<Outcomes, StoreError> {
             self.0.fetch_add(1, Ordering::Relaxed);
             Ok(group.checks.iter().map(|_| denied(MINUTE)).collect())
         }
@@ -308,7 +307,7 @@ mod tests {
     async fn asked(cache: &DenyCache<Refusing>, groups: &[Group]) -> usize {
         let before = cache.store().0.load(Ordering::Relaxed);
         for group in groups {
-            let outcomes = cache.apply(group, Instant::now() + Duration::from_secs(60)).await.expect("an answer");
+            let outcomes = cache.apply(group, Wait::of(Duration::from_secs(60))).await.expect("an answer");
             assert!(outcomes.len() == group.checks.len() && outcomes.iter().all(|outcome| !outcome.is_allowed()));
         }
         cache.store().0.load(Ordering::Relaxed) - before

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::breaker::{Breaker, JITTER};
-use super::{Group, Outcomes, Store, StoreError};
+use super::{Group, Outcomes, Store, StoreError, Wait};
 use crate::limit::Micros;
 
 /// Successes are brought to the breaker this often, in µs, so that it knows in which part of its second they came.
@@ -94,15 +94,14 @@ impl<S> Guard<S> {
 }
 
 impl<S: Store + Probe + 'static> Store for Guard<S> {
-    async fn apply(&self, group: &Group, deadline: Instant) -> Result<Outcomes, StoreError> {
+    async fn apply(&self, group: &Group, wait: Wait) -> Result<Outcomes, StoreError> {
         if self.shared.is_open() {
             return Err(StoreError::Open);
         }
-        let asked = Instant::now();
-        let answer = self.store.apply(group, deadline).await;
+        let answer = self.store.apply(group, wait).await;
         match &answer {
-            Ok(_) | Err(StoreError::Foreign(_)) => self.shared.succeeded(asked, &self.tally),
-            Err(StoreError::Timeout) if deadline.saturating_duration_since(asked) < self.shared.patience => {}
+            Ok(_) | Err(StoreError::Foreign(_)) => self.shared.succeeded(wait.asked, &self.tally),
+            Err(StoreError::Timeout) if wait.deadline.saturating_duration_since(wait.asked) < self.shared.patience => {}
             Err(error @ (StoreError::Timeout | StoreError::Unavailable(_))) => self.shared.failed(error),
             Err(StoreError::Open | StoreError::TooLarge(_)) => {}
         }
@@ -236,7 +235,7 @@ mod tests {
     }
 
     impl Store for Told {
-        async fn apply(&self, _: &Group, _: Instant) -> Result<Outcomes, StoreError> {
+        async fn apply(&self, _: &Group, _: Wait) -> Result<Outcomes, StoreError> {
             self.calls.fetch_add(1, Ordering::Relaxed);
             self.answer.lock().clone().map_or(Ok(Outcomes::new()), Err)
         }
@@ -259,7 +258,7 @@ mod tests {
     }
 
     async fn ask(guard: &Guard<Told>, patience: Duration) -> Result<Outcomes, StoreError> {
-        guard.apply(&Group::default(), Instant::now() + patience).await
+        guard.apply(&Group::default(), Wait::of(patience)).await
     }
 
     /// Asks ten times while the store answers so; whether the breaker is open then.

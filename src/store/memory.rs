@@ -11,9 +11,8 @@ use smallvec::{SmallVec, smallvec};
 use std::borrow::Borrow;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::time::Instant;
 
-use super::{Clock, Group, Outcomes, Store, StoreError};
+use super::{Clock, Group, Outcomes, Store, StoreError, Wait};
 use crate::limit::{Check, Micros, Operation, State, decide};
 use crate::rules::key::{self, Key};
 
@@ -197,7 +196,7 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    async fn apply(&self, group: &Group, _deadline: Instant) -> Result<Outcomes, StoreError> {
+    async fn apply(&self, group: &Group, _: Wait) -> Result<Outcomes, StoreError> {
         Ok(self.decide(group))
     }
 }

@@ -13,7 +13,7 @@ pub mod subjects;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -26,11 +26,27 @@ pub type Outcomes = SmallVec<[Outcome; 2]>;
 
 /// Atomic counters.
 pub trait Store: Send + Sync {
-    /// Decides the group and counts it, by `deadline` at the latest.
+    /// Decides the group and counts it, by the deadline at the latest.
     ///
     /// # Errors
     /// When nothing can be said about the group; see [`StoreError`] for whether it may have been counted.
-    fn apply(&self, group: &Group, deadline: Instant) -> impl Future<Output = Result<Outcomes, StoreError>> + Send;
+    fn apply(&self, group: &Group, wait: Wait) -> impl Future<Output = Result<Outcomes, StoreError>> + Send;
+}
+
+/// How long a store may take. It is told when it was asked because many want to know, and a look at the clock costs as much
+/// as finding a counter.
+#[derive(Clone, Copy, Debug)]
+pub struct Wait {
+    pub asked: Instant,
+    pub deadline: Instant,
+}
+
+impl Wait {
+    /// From now on.
+    pub fn of(patience: Duration) -> Wait {
+        let asked = Instant::now();
+        Wait { asked, deadline: asked + patience }
+    }
 }
 
 /// Why a store gave no answer.

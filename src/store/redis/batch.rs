@@ -1,6 +1,7 @@
 //! The lane to Redis: one connection, one batch in flight. What arrives while a call is under way queues and goes out as the
 //! next call, so batches grow with load and nobody waits for a timer.
 
+use std::collections::VecDeque;
 use std::hash::BuildHasher;
 use std::ops::ControlFlow;
 use std::pin::pin;
@@ -11,12 +12,11 @@ use deadpool::managed::Object;
 use deadpool_redis::redis::{Cmd, RedisError, ServerErrorKind, Value};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::connect::{Connector, Dialer, Link};
-use super::listed::Listed;
 use super::script;
-use super::wire::{self, Encoded};
+use super::wire::{self, Encoded, Listing};
 use crate::store::{Clock, Outcomes, StoreError};
 
 /// Requests that wait for the call under way; more than 10 ms of them at full speed.
@@ -33,17 +33,27 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Request {
     pub(super) encoded: Encoded,
     pub(super) deadline: Instant,
-    pub(super) respond: oneshot::Sender<Result<Outcomes, StoreError>>,
+    /// `None` once it is answered.
+    pub(super) respond: Option<oneshot::Sender<Result<Outcomes, StoreError>>>,
 }
 
 impl Request {
     fn is_wanted(&self, now: Instant) -> bool {
-        self.deadline > now && !self.respond.is_closed()
+        self.deadline > now && self.respond.as_ref().is_some_and(|respond| !respond.is_closed())
     }
 
-    fn answer(self, answer: Result<Outcomes, StoreError>) {
-        // Nobody is there any more: nothing to do.
-        drop(self.respond.send(answer));
+    fn answer(&mut self, answer: Result<Outcomes, StoreError>) {
+        if let Some(respond) = self.respond.take() {
+            // Nobody is there any more: nothing to do.
+            drop(respond.send(answer));
+        }
+    }
+
+    /// Answers it if its deadline has passed.
+    fn expire(&mut self, now: Instant) {
+        if self.deadline <= now {
+            self.answer(Err(StoreError::Timeout));
+        }
     }
 }
 
@@ -57,9 +67,14 @@ pub(super) enum Status {
     Down(Arc<str>),
 }
 
-/// One lane's work, as a task.
+/// One lane's work, as a task. It answers requests when their deadline passes, in the order they came in, so that they need no
+/// timers of their own unless they have less patience than those before them.
 pub(super) struct Lane {
     pub(super) queue: mpsc::Receiver<Request>,
+    /// Taken off the queue, and not yet sent.
+    pub(super) waiting: VecDeque<Request>,
+    /// The call under way.
+    pub(super) batch: Vec<Request>,
     pub(super) connector: Connector,
     pub(super) clock: Clock,
     pub(super) status: watch::Sender<Status>,
@@ -90,7 +105,7 @@ impl Lane {
         let mut pause = FIRST_PAUSE;
         loop {
             let connector = self.connector.clone();
-            match self.refuse_until(connector.connect(), down.as_ref()).await? {
+            match self.attend(connector.connect(), down.as_ref()).await? {
                 Ok(link) => return ControlFlow::Continue(link),
                 Err(reason) => {
                     if down.is_none() {
@@ -104,77 +119,131 @@ impl Lane {
             let rest = async {
                 tokio::select! { () = sleep(jittered(pause)) => (), () = wanted.notified() => () }
             };
-            self.refuse_until(rest, down.as_ref()).await?;
+            self.attend(rest, down.as_ref()).await?;
             pause = LONGEST_PAUSE.min(2 * pause);
         }
     }
 
-    /// Waits for `future`. While `down` says why there is no connection, requests get that for an answer.
-    async fn refuse_until<T>(&mut self, future: impl Future<Output = T>, down: Option<&Arc<str>>) -> ControlFlow<(), T> {
+    /// Waits for `future`, and meanwhile answers those whose deadline passes. While `down` says why there is no connection, all get
+    /// that for an answer. Breaks when there is no store any more.
+    async fn attend<T>(&mut self, future: impl Future<Output = T>, down: Option<&Arc<str>>) -> ControlFlow<(), T> {
         let mut future = pin!(future);
+        if let Some(reason) = down {
+            self.waiting.drain(..).for_each(|mut request| request.answer(Err(StoreError::Unavailable(Arc::clone(reason)))));
+        }
         loop {
+            let unanswered = self.batch.iter().filter(|request| request.respond.is_some());
+            let next = unanswered.chain(self.waiting.front()).map(|request| request.deadline).min();
+            let overdue = async {
+                if let Some(next) = next {
+                    sleep_until(next).await
+                }
+            };
             tokio::select! {
                 biased;
                 done = &mut future => return ControlFlow::Continue(done),
-                request = self.queue.recv(), if down.is_some() => match (request, down) {
-                    (Some(request), Some(reason)) => request.answer(Err(StoreError::Unavailable(Arc::clone(reason)))),
-                    _ => return ControlFlow::Break(()),
+                () = overdue, if next.is_some() => self.expire(),
+                request = self.queue.recv(), if next.is_none() => match (request, down) {
+                    (Some(mut request), Some(reason)) => request.answer(Err(StoreError::Unavailable(Arc::clone(reason)))),
+                    (Some(request), None) => self.waiting.push_back(request),
+                    (None, _) => return ControlFlow::Break(()),
                 },
             }
         }
+    }
+
+    /// Answers all whose deadline has passed.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        self.batch.iter_mut().for_each(|request| request.expire(now));
+        while self.waiting.len() < MAX_QUEUED
+            && let Ok(request) = self.queue.try_recv()
+        {
+            self.waiting.push_back(request);
+        }
+        self.waiting.iter_mut().for_each(|request| request.expire(now));
+        self.waiting.retain(|request| request.respond.is_some());
     }
 
     /// Sends batch after batch until the connection is of no more use (and why), or no store is left.
     async fn serve(&mut self, link: &Link) -> ControlFlow<(), Arc<str>> {
         let mut link = link.clone();
         let mut lost = link.lost();
-        let mut batch = Vec::with_capacity(MAX_BATCH);
         loop {
-            let first = tokio::select! {
-                biased;
-                _ = lost.wait_for(|&lost| lost) => return ControlFlow::Continue(Arc::from("it was closed")),
-                first = self.queue.recv() => first,
-            };
-            let Some(first) = first else { return ControlFlow::Break(()) };
+            if *lost.borrow() {
+                return ControlFlow::Continue(Arc::from("it was closed"));
+            }
+            if self.waiting.is_empty() {
+                let first = tokio::select! {
+                    biased;
+                    _ = lost.wait_for(|&lost| lost) => return ControlFlow::Continue(Arc::from("it was closed")),
+                    first = self.queue.recv() => first,
+                };
+                let Some(first) = first else { return ControlFlow::Break(()) };
+                self.waiting.push_back(first);
+            }
             // Whoever is ready to run may have a request too.
             yield_now().await;
-            self.fill(&mut batch, first);
-            if batch.is_empty() {
+            let now = Instant::now();
+            self.fill(now);
+            if self.batch.is_empty() {
                 continue;
             }
-            let command = wire::call(batch.iter().map(|request| &request.encoded), self.clock.injected());
-            match timeout(self.connector.settings.store_timeout, evaluate(&mut link, &command)).await {
-                Ok(Ok(reply)) => answer_all(&mut batch, &reply, &self.connector.listed),
-                Ok(Err(Failure { reason, is_lost })) => {
-                    fail_all(&mut batch, &StoreError::Unavailable(Arc::clone(&reason)));
+            let Connector { listed, settings, .. } = &self.connector;
+            let requests = self.batch.iter().map(|request| &request.encoded);
+            let listings = listed.listings(requests.clone(), &settings.key_prefix, now);
+            let command = wire::call(requests, &listings, self.clock.injected());
+            let call = timeout(settings.store_timeout, evaluate(&mut link, &command));
+            let Ok(reply) = (match self.attend(call, None).await {
+                ControlFlow::Continue(reply) => reply,
+                ControlFlow::Break(()) => return ControlFlow::Break(()),
+            }) else {
+                self.fail_all(&StoreError::Timeout);
+                return ControlFlow::Continue(Arc::from("a call got no answer in time"));
+            };
+            match reply {
+                Ok(reply) => self.answer_all(&reply, &listings),
+                Err(Failure { reason, is_lost }) => {
+                    self.fail_all(&StoreError::Unavailable(Arc::clone(&reason)));
                     if is_lost {
                         return ControlFlow::Continue(reason);
                     }
-                }
-                Err(_) => {
-                    fail_all(&mut batch, &StoreError::Timeout);
-                    return ControlFlow::Continue(Arc::from("a call got no answer in time"));
                 }
             }
         }
     }
 
     /// Takes what goes out together. Requests that nobody waits for are left out: they are never counted.
-    fn fill(&mut self, batch: &mut Vec<Request>, first: Request) {
-        let now = Instant::now();
+    fn fill(&mut self, now: Instant) {
         let mut checks = 0;
-        let mut next = Some(first);
-        while let Some(request) = next {
+        while self.batch.len() < MAX_BATCH
+            && checks < MAX_BATCH_CHECKS
+            && let Some(mut request) = self.waiting.pop_front().or_else(|| self.queue.try_recv().ok())
+        {
             if request.is_wanted(now) {
                 checks += request.encoded.checks();
-                batch.push(request);
+                self.batch.push(request);
             } else {
                 request.answer(Err(StoreError::Timeout));
             }
-            if batch.len() == MAX_BATCH || checks >= MAX_BATCH_CHECKS {
-                return;
-            }
-            next = self.queue.try_recv().ok();
+        }
+    }
+
+    fn answer_all(&mut self, mut reply: &[u8], listings: &[Listing]) {
+        let answers: usize = self.batch.iter().map(|request| wire::answer_length(&request.encoded)).sum();
+        let were_listed = reply.get(answers..).unwrap_or_default();
+        for (listing, _) in listings.iter().zip(were_listed).filter(|(_, was_listed)| **was_listed == 1) {
+            self.connector.listed.remember(listing.mark);
+        }
+        for mut request in self.batch.drain(..) {
+            let answer = wire::take_answer(&mut reply, &request.encoded);
+            request.answer(answer.unwrap_or_else(|| Err(StoreError::Unavailable(Arc::from("a reply that is none of the script")))));
+        }
+    }
+
+    fn fail_all(&mut self, error: &StoreError) {
+        for mut request in self.batch.drain(..) {
+            request.answer(Err(error.clone()));
         }
     }
 }
@@ -209,25 +278,6 @@ pub(super) async fn evaluate(link: &mut Link, command: &Cmd) -> Result<Vec<u8>, 
     match reply.extract_error()? {
         Value::BulkString(reply) => Ok(reply),
         _ => Err(Failure { reason: Arc::from("a reply that is none of the script"), is_lost: true }),
-    }
-}
-
-fn answer_all(batch: &mut Vec<Request>, mut reply: &[u8], listed: &Listed) {
-    let answers: usize = batch.iter().map(|request| wire::answer_length(&request.encoded)).sum();
-    let were_listed = reply.get(answers..).unwrap_or_default();
-    let listings = batch.iter().flat_map(|request| request.encoded.listings());
-    for (listing, _) in listings.zip(were_listed).filter(|(_, was_listed)| **was_listed == 1) {
-        listed.remember(listing.mark);
-    }
-    for request in batch.drain(..) {
-        let answer = wire::take_answer(&mut reply, &request.encoded);
-        request.answer(answer.unwrap_or_else(|| Err(StoreError::Unavailable(Arc::from("a reply that is none of the script")))));
-    }
-}
-
-fn fail_all(batch: &mut Vec<Request>, error: &StoreError) {
-    for request in batch.drain(..) {
-        request.answer(Err(error.clone()));
     }
 }
 

@@ -2,16 +2,14 @@
 //! be written at every request. A table of fingerprints: one that is forgotten too early is written once more, and two counters
 //! of one fingerprint are one in many billions.
 
-use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
-use super::wire::Listing;
+use super::wire::{Encoded, Listing};
 use crate::limit::{Algorithm, Charge, Check, Micros, Operation, SECOND};
-use crate::rules::key::{self, Key};
-use crate::store::Group;
+use crate::rules::key;
 
 /// Counters remembered: 2 MB of fingerprints.
 const SLOTS: usize = 1 << 18;
@@ -25,31 +23,35 @@ const SHORT_LIFE: Micros = 10 * SECOND;
 const TURNS: u64 = 0xff;
 
 pub(super) struct Listed {
-    slots: Box<[AtomicU64]>,
-    hasher: RandomState,
+    sets: Box<[Set]>,
+    /// Of keys: what marks are made of.
+    pub(super) hasher: RandomState,
     start: Instant,
 }
 
+/// The places that one counter may have, in one line of the cache: it is seldom there.
+#[derive(Default)]
+#[repr(align(32))]
+struct Set([AtomicU64; WAYS]);
+
 impl Listed {
     pub(super) fn new() -> Listed {
-        let slots = (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
-        Listed { slots, hasher: RandomState::default(), start: Instant::now() }
+        let sets = (0..SLOTS / WAYS).map(|_| Set::default()).collect();
+        Listed { sets, hasher: RandomState::default(), start: Instant::now() }
     }
 
-    /// What of a group is to be listed: counters that it may create, unless they were listed lately. `now` may be a little off.
-    pub(super) fn listings(&self, group: &Group, prefix: &str, now: Instant) -> Vec<Listing> {
+    /// What of a batch is to be listed: counters that it may create, unless they were listed lately. For all of it at once, as the
+    /// table is seldom in the cache and its lines can then be waited for together. `now` may be a little off.
+    pub(super) fn listings<'a>(&self, batch: impl Iterator<Item = &'a Encoded>, prefix: &str, now: Instant) -> Vec<Listing> {
         let seconds = now.saturating_duration_since(self.start).as_secs();
         let mut listings = Vec::new();
-        for (number, (key, check)) in group.keys.iter().zip(&group.checks).enumerate() {
-            if !creates(check, group.refused) {
-                continue;
-            }
-            let hash = self.hasher.hash_one(key);
+        for (place, (counter, key)) in (1..).zip(batch.flat_map(Encoded::counters)) {
+            let hash = counter.hash;
             // Not all of them at one moment.
             let turn = (seconds + hash % LISTED_FOR) / LISTED_FOR + 1;
             let mark = (hash & !TURNS) | (turn & TURNS);
-            if !self.remembers(mark) {
-                listings.extend(listing(number, key, check, mark, prefix));
+            if counter.life > 0 && !self.remembers(mark) {
+                listings.extend(listing(place, key, counter.life, mark, prefix));
             }
         }
         listings
@@ -67,31 +69,33 @@ impl Listed {
         same.or(free).unwrap_or(&set[place]).store(mark, Ordering::Relaxed);
     }
 
-    fn set(&self, mark: u64) -> &[AtomicU64] {
-        let first = usize::try_from(mark >> 8).unwrap_or(0) % (SLOTS / WAYS) * WAYS;
-        &self.slots[first..first + WAYS]
+    fn set(&self, mark: u64) -> &[AtomicU64; WAYS] {
+        &self.sets[usize::try_from(mark >> 8).unwrap_or(0) % (SLOTS / WAYS)].0
     }
 }
 
-/// Whether a check may write a counter that was not there and is to be listed. Blocks, which are seldom there, are found by their
-/// rule.
-fn creates(check: &Check, refused: bool) -> bool {
+/// How long a counter may live, in µs, that a check may write where it was not there and that is to be listed; else 0. Blocks, which
+/// are seldom there, are found by their rule.
+pub(super) fn life(check: &Check, refused: bool) -> Micros {
     let counts = match check.operation {
         Operation::Take => !refused || check.charge == Charge::Always,
         Operation::Report => true,
         _ => false,
     };
-    counts && check.limit.algorithm() != Algorithm::Penalty && check.limit.longest_life() > SHORT_LIFE
+    let life = if counts && check.limit.algorithm() != Algorithm::Penalty { check.limit.longest_life() } else { 0 };
+    if life > SHORT_LIFE { life } else { 0 }
 }
 
-fn listing(check: usize, key: &Key, of: &Check, mark: u64, prefix: &str) -> Option<Listing> {
-    let (domain, subject) = key.domain_and_subject(prefix)?;
-    let life = of.limit.longest_life().div_ceil(1_000).saturating_add(2 * LISTED_FOR * SECOND / 1_000);
-    Some(Listing { check, index: key::of_subject(domain, subject, "index"), life: life as f64, mark })
+fn listing(place: u32, key: &[u8], life: Micros, mark: u64, prefix: &str) -> Option<Listing> {
+    let (domain, subject) = key::domain_and_subject(key, prefix)?;
+    let life = life.div_ceil(1_000).saturating_add(2 * LISTED_FOR * SECOND / 1_000);
+    Some(Listing { place, index: key::of_subject(domain, subject, "index"), life: life as f64, mark })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::hash::BuildHasher;
+
     use super::*;
 
     #[test]

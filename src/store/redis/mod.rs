@@ -9,7 +9,9 @@ mod script;
 mod subjects;
 mod wire;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use deadpool_redis::redis::{RedisResult, cmd};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -22,7 +24,7 @@ pub use self::records::RedisRecords;
 pub use self::subjects::RedisSubjects;
 use self::wire::Encoded;
 use super::guard::Probe;
-use super::{Clock, Group, Outcomes, Store, StoreError};
+use super::{Clock, Group, Outcomes, Store, StoreError, Wait};
 use crate::rules::key::STATE_VERSION;
 
 /// How long a replica counts as alive after its last heartbeat, in ms: three of them at one every five seconds.
@@ -34,6 +36,9 @@ pub struct RedisStore {
     status: watch::Receiver<Status>,
     wanted: Arc<Notify>,
     connector: Connector,
+    start: Instant,
+    /// Of all that were queued; in ns since the start.
+    latest_deadline: AtomicU64,
 }
 
 impl RedisStore {
@@ -46,9 +51,18 @@ impl RedisStore {
         let (queue, queued) = mpsc::channel(MAX_QUEUED);
         let (status, seen) = watch::channel(Status::Connecting);
         let wanted = Arc::new(Notify::new());
-        let lane = Lane { queue: queued, connector: connector.clone(), clock, status, wanted: Arc::clone(&wanted) };
+        let lane = Lane {
+            queue: queued,
+            waiting: VecDeque::new(),
+            batch: Vec::new(),
+            connector: connector.clone(),
+            clock,
+            status,
+            wanted: Arc::clone(&wanted),
+        };
         tokio::spawn(lane.run());
-        RedisStore { queue, status: seen, wanted, connector: connector.clone() }
+        let (start, latest_deadline) = (Instant::now(), AtomicU64::new(0));
+        RedisStore { queue, status: seen, wanted, connector: connector.clone(), start, latest_deadline }
     }
 
     /// Waits, however long it takes, until the lane is connected and Redis knows the script.
@@ -98,6 +112,25 @@ impl RedisStore {
         alive.map_err(|error| StoreError::Unavailable(Arc::from(error.to_string())))
     }
 
+    /// Queues a request; what comes back is where its answer will be.
+    fn send(&self, group: &Group, wait: Wait) -> Result<oneshot::Receiver<Result<Outcomes, StoreError>>, StoreError> {
+        let Some(encoded) = Encoded::new(group, &self.connector.listed.hasher) else {
+            return Err(StoreError::TooLarge(group.checks.len()));
+        };
+        let (respond, answer) = oneshot::channel();
+        match self.queue.try_send(Request { encoded, deadline: wait.deadline, respond: Some(respond) }) {
+            Ok(()) => Ok(answer),
+            Err(_) => Err(unavailable("too many requests are waiting")),
+        }
+    }
+
+    /// Whether a request's deadline comes before that of one that was queued earlier: the lane does not watch such deadlines.
+    fn is_impatient(&self, deadline: Instant) -> bool {
+        let deadline = deadline.saturating_duration_since(self.start).as_nanos();
+        let deadline = u64::try_from(deadline).unwrap_or(u64::MAX);
+        self.latest_deadline.fetch_max(deadline, Ordering::Relaxed) > deadline
+    }
+
     /// The lane's connection, once there is one.
     async fn link(&self, deadline: Instant) -> Result<Link, StoreError> {
         let mut status = self.status.clone();
@@ -119,25 +152,23 @@ impl RedisStore {
 }
 
 impl Store for RedisStore {
-    async fn apply(&self, group: &Group, deadline: Instant) -> Result<Outcomes, StoreError> {
+    async fn apply(&self, group: &Group, wait: Wait) -> Result<Outcomes, StoreError> {
         if group.checks.is_empty() {
             return Ok(Outcomes::new());
         }
-        let unavailable = |reason: &str| StoreError::Unavailable(Arc::from(reason));
-        let listings = self.connector.listed.listings(group, &self.connector.settings.key_prefix, deadline);
-        let Some(encoded) = Encoded::new(group, listings) else {
-            return Err(StoreError::TooLarge(group.checks.len()));
+        let answer = self.send(group, wait)?;
+        let answer = if self.is_impatient(wait.deadline) {
+            let in_time = Box::pin(timeout_at(wait.deadline, answer));
+            in_time.await.unwrap_or(Ok(Err(StoreError::Timeout)))
+        } else {
+            answer.await
         };
-        let (respond, answer) = oneshot::channel();
-        if self.queue.try_send(Request { encoded, deadline, respond }).is_err() {
-            return Err(unavailable("too many requests are waiting"));
-        }
-        match timeout_at(deadline, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(unavailable("the connection's task has ended")),
-            Err(_) => Err(StoreError::Timeout),
-        }
+        answer.unwrap_or_else(|_| Err(unavailable("the connection's task has ended")))
     }
+}
+
+fn unavailable(reason: &str) -> StoreError {
+    StoreError::Unavailable(Arc::from(reason))
 }
 
 impl Probe for RedisStore {

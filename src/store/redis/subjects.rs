@@ -1,6 +1,7 @@
 //! Subjects in Redis: the index of a subject's counters, which the script keeps, and a hash for each day of its history.
 
 use deadpool_redis::redis::{cmd, pipe};
+use foldhash::fast::RandomState;
 
 use super::records::RedisRecords;
 use super::wire::{self, Encoded};
@@ -42,8 +43,8 @@ impl SubjectStore for RedisSubjects {
 
     async fn look(&self, group: &Group) -> Result<Outcomes, StoreError> {
         let too_large = || StoreError::TooLarge(group.checks.len());
-        let encoded = Encoded::new(group, Vec::new()).ok_or_else(too_large)?;
-        let command = wire::call(std::iter::once(&encoded), self.clock.injected());
+        let encoded = Encoded::new(group, &RandomState::default()).ok_or_else(too_large)?;
+        let command = wire::call(std::iter::once(&encoded), &[], self.clock.injected());
         let mut link = self.records.link().await?;
         let reply = batch::evaluate(&mut link, &command).await.map_err(StoreError::from)?;
         let unavailable = || StoreError::Unavailable("a reply that is none of the script".into());

@@ -1,14 +1,14 @@
 //! Requests and replies of the script as bytes: packed little-endian numbers, doubles wherever Lua counts (whole and below 2^53,
 //! so exact). `lua/decide.lua` reads and writes the same layout.
 
-use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use deadpool_redis::redis::Cmd;
 use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
-use super::script;
+use super::{listed, script};
 use crate::limit::{Algorithm, Check, MAX_EXACT, Micros, Operation, Outcome, RetryAfter};
 use crate::store::{Group, Outcomes, StoreError};
 
@@ -20,6 +20,8 @@ const GROUP_HEADER: usize = 2 + 1;
 const CALL_HEADER: usize = 8 + 3 * 2;
 /// A place of a key that occurs again, and its first place.
 const REPEATED_SIZE: usize = 2 * 2;
+/// Keys of a batch that need no allocation to be compared.
+const FEW_KEYS: usize = 64;
 /// Most requests of a batch are alike, and Redis unpacks only those that differ: by more than so many, they may as well.
 const MAX_COMPARED: usize = 8;
 /// A check's part in the reply: its kind; remaining, after, delay.
@@ -33,15 +35,23 @@ pub(super) const MAX_CHECKS: usize = 16_384;
 pub(super) struct Encoded {
     /// The packed checks, then the keys.
     bytes: Vec<u8>,
-    key_lengths: SmallVec<[u32; 4]>,
-    /// Counters to put into their subjects' indexes; mostly none.
-    listings: Vec<Listing>,
+    counters: SmallVec<[Counter; 2]>,
+}
+
+/// The counter of a check.
+pub(super) struct Counter {
+    /// Of its key, in bytes.
+    length: u32,
+    /// Of its key.
+    pub(super) hash: u64,
+    /// How long it lives at most, in µs, if the check may create it and it is to be listed; else 0.
+    pub(super) life: Micros,
 }
 
 /// A counter to put into the index of its subject, if the counter is there when the call is done.
 pub(super) struct Listing {
-    /// Which check's counter.
-    pub(super) check: usize,
+    /// The place of its key in the call, from 1 on.
+    pub(super) place: u32,
     pub(super) index: Vec<u8>,
     /// How long it stays listed, in ms.
     pub(super) life: f64,
@@ -51,7 +61,7 @@ pub(super) struct Listing {
 
 impl Encoded {
     /// `None` for more than [`MAX_CHECKS`].
-    pub(super) fn new(group: &Group, listings: Vec<Listing>) -> Option<Encoded> {
+    pub(super) fn new(group: &Group, hasher: &RandomState) -> Option<Encoded> {
         let count = u16::try_from(group.checks.len()).ok().filter(|&count| usize::from(count) <= MAX_CHECKS)?;
         let keys: usize = group.keys.iter().map(|key| key.as_bytes().len()).sum();
         let mut bytes = Vec::with_capacity(GROUP_HEADER + group.checks.len() * CHECK_SIZE + keys);
@@ -60,32 +70,32 @@ impl Encoded {
         for check in &group.checks {
             pack(&mut bytes, check);
         }
-        for key in &group.keys {
-            bytes.extend_from_slice(key.as_bytes());
+        let mut counters = SmallVec::with_capacity(group.checks.len());
+        for (key, check) in group.keys.iter().zip(&group.checks) {
+            let key = key.as_bytes();
+            bytes.extend_from_slice(key);
+            let length = u32::try_from(key.len()).expect("keys are short");
+            counters.push(Counter { length, hash: hasher.hash_one(key), life: listed::life(check, group.refused) });
         }
-        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        Some(Encoded { bytes, key_lengths: group.keys.iter().map(|key| length(key.as_bytes())).collect(), listings })
+        Some(Encoded { bytes, counters })
     }
 
-    pub(super) fn listings(&self) -> &[Listing] {
-        &self.listings
-    }
-
-    /// How many checks, and so keys, it has.
+    /// How many checks, and so counters, it has.
     pub(super) fn checks(&self) -> usize {
-        self.key_lengths.len()
+        self.counters.len()
     }
 
     fn packed(&self) -> &[u8] {
         &self.bytes[..GROUP_HEADER + self.checks() * CHECK_SIZE]
     }
 
-    fn keys(&self) -> impl Iterator<Item = &[u8]> {
+    /// Counters with their keys.
+    pub(super) fn counters(&self) -> impl Iterator<Item = (&Counter, &[u8])> {
         let mut rest = &self.bytes[self.packed().len()..];
-        self.key_lengths.iter().map(move |&length| {
-            let (key, others) = rest.split_at(length as usize);
+        self.counters.iter().map(move |counter| {
+            let (key, others) = rest.split_at(counter.length as usize);
             rest = others;
-            key
+            (counter, key)
         })
     }
 }
@@ -112,23 +122,22 @@ fn exact(number: u64) -> f64 {
 }
 
 /// One EVALSHA for all `requests`, which are at most 255. `now` of `None` is the server's own clock.
-pub(super) fn call<'a>(requests: impl ExactSizeIterator<Item = &'a Encoded> + Clone, now: Option<Micros>) -> Cmd {
-    let checks = requests.clone().map(Encoded::checks).sum::<usize>();
+pub(super) fn call<'a>(
+    requests: impl ExactSizeIterator<Item = &'a Encoded> + Clone,
+    listings: &[Listing],
+    now: Option<Micros>,
+) -> Cmd {
+    let keys: SmallVec<[(u64, &[u8]); FEW_KEYS]> =
+        requests.clone().flat_map(Encoded::counters).map(|(counter, key)| (counter.hash, key)).collect();
     let bytes: usize = requests.clone().map(|request| request.bytes.len()).sum();
-    let listings = requests.clone().map(|request| request.listings.len()).sum::<usize>();
-    let mut command = Cmd::with_capacity(4 + checks + 2 * listings, 64 + CALL_HEADER + bytes);
-    command.arg("EVALSHA").arg(script::digest()).arg(checks + listings);
-    let mut places: HashMap<&[u8], u16, RandomState> = HashMap::with_capacity_and_hasher(checks, RandomState::default());
-    let mut repeated: SmallVec<[(u16, u16); 8]> = SmallVec::new();
+    let mut command = Cmd::with_capacity(4 + keys.len() + 2 * listings.len(), 64 + CALL_HEADER + bytes);
+    command.arg("EVALSHA").arg(script::digest()).arg(keys.len() + listings.len());
+    keys.iter().for_each(|(_, key)| {
+        command.arg(*key);
+    });
+    let repeated = repeated(&keys);
     let mut distinct: SmallVec<[&[u8]; 16]> = SmallVec::new();
     let mut kinds: SmallVec<[u8; 64]> = SmallVec::new();
-    for (key, place) in requests.clone().flat_map(Encoded::keys).zip(1..) {
-        command.arg(key);
-        let first = *places.entry(key).or_insert(place);
-        if first != place {
-            repeated.push((place, first));
-        }
-    }
     for request in requests.clone() {
         let packed = request.packed();
         let known = distinct.iter().take(MAX_COMPARED).position(|other| *other == packed);
@@ -147,26 +156,41 @@ pub(super) fn call<'a>(requests: impl ExactSizeIterator<Item = &'a Encoded> + Cl
     packed.extend(repeated.iter().flat_map(|&(place, first)| [place, first]).flat_map(u16::to_le_bytes));
     distinct.iter().for_each(|request| packed.extend_from_slice(request));
     packed.extend_from_slice(&kinds);
-    for listing in requests.clone().flat_map(|request| &request.listings) {
+    for listing in listings {
         command.arg(&listing.index);
     }
     command.arg(packed);
-    if listings > 0 {
-        command.arg(listed(requests, listings));
+    if !listings.is_empty() {
+        command.arg(packed_listings(listings));
     }
     command
 }
 
-/// For each listing the place of its counter among the keys, and its life.
-fn listed<'a>(requests: impl Iterator<Item = &'a Encoded>, listings: usize) -> Vec<u8> {
-    let mut packed = Vec::with_capacity(listings * LISTING_SIZE);
-    let mut first = 1;
-    for request in requests {
-        for Listing { check, life, .. } in &request.listings {
-            packed.extend_from_slice(&u32::try_from(first + check).expect("a batch is bounded").to_le_bytes());
-            packed.extend_from_slice(&life.to_le_bytes());
+/// The places, from 1 on, of keys that occur again, each with that of its first occurrence. A table of places with twice as much
+/// room as there are keys.
+fn repeated(keys: &[(u64, &[u8])]) -> SmallVec<[(u16, u16); 8]> {
+    let mut repeated = SmallVec::new();
+    let mask = (2 * keys.len()).next_power_of_two() - 1;
+    let mut places: SmallVec<[u16; 2 * FEW_KEYS]> = SmallVec::from_elem(0, mask + 1);
+    for (place, (hash, key)) in (1..).zip(keys) {
+        let mut slot = usize::try_from(hash & 0xffff_ffff).expect("32 bits") & mask;
+        loop {
+            match places[slot] {
+                0 => break places[slot] = place,
+                first if keys[usize::from(first) - 1].1 == *key => break repeated.push((place, first)),
+                _ => slot = (slot + 1) & mask,
+            }
         }
-        first += request.checks();
+    }
+    repeated
+}
+
+/// For each listing the place of its counter among the keys, and its life.
+fn packed_listings(listings: &[Listing]) -> Vec<u8> {
+    let mut packed = Vec::with_capacity(listings.len() * LISTING_SIZE);
+    for Listing { place, life, .. } in listings {
+        packed.extend_from_slice(&place.to_le_bytes());
+        packed.extend_from_slice(&life.to_le_bytes());
     }
     packed
 }
@@ -181,7 +205,7 @@ pub(super) fn take_answer(reply: &mut &[u8], request: &Encoded) -> Option<Result
     let (answer, rest) = reply.split_at_checked(answer_length(request))?;
     *reply = rest;
     let mut outcomes = Outcomes::with_capacity(request.checks());
-    for (answer, key) in answer.chunks_exact(ANSWER_SIZE).zip(request.keys()) {
+    for (answer, (_, key)) in answer.chunks_exact(ANSWER_SIZE).zip(request.counters()) {
         let [remaining, after, delay] = [1, 9, 17].map(|at| number(&answer[at..at + 8]));
         outcomes.push(match answer[0] {
             // The largest double that Lua sends, 2^64, saturates to u64::MAX: nothing limits.
@@ -199,4 +223,24 @@ pub(super) fn take_answer(reply: &mut &[u8], request: &Encoded) -> Option<Result
 
 fn number(bytes: &[u8]) -> f64 {
     f64::from_le_bytes(bytes.try_into().expect("a double has eight bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_occurs_again_is_known_whatever_the_hashes() {
+        let keys: [&[u8]; 6] = [b"a", b"b", b"a", b"c", b"b", b"a"];
+        for hashes in [[7; 3], [0, 1, 2], [u64::MAX, 15, 31]] {
+            let keys: Vec<(u64, &[u8])> = keys.iter().map(|&key| (hashes[usize::from(key[0] - b'a')], key)).collect();
+            assert_eq!(repeated(&keys).as_slice(), [(3, 1), (5, 2), (6, 1)]);
+        }
+        let many: Vec<[u8; 2]> = (0..1_000_u16).map(u16::to_le_bytes).collect();
+        let mut many: Vec<(u64, &[u8])> = many.iter().map(|key| (u64::from(key[0]), &key[..])).collect();
+        assert_eq!(repeated(&many).as_slice(), []);
+        many.push(many[999]);
+        assert_eq!(repeated(&many).as_slice(), [(1_001, 1_000)]);
+        assert_eq!(repeated(&[]).as_slice(), []);
+    }
 }
