@@ -22,6 +22,7 @@ use weir::rules::RuleSet;
 use weir::rules::plan::PlanSettings;
 use weir::store::Clock;
 use weir::store::memory::MemoryStore;
+use weir::store::records::{Record, RecordName, Subscriber as _};
 
 /// 2023-11-14 22:13:20 UTC, twenty seconds into its minute.
 const START: u64 = 1_700_000_000_000_000;
@@ -238,6 +239,40 @@ async fn ietf_headers_list_all_policies_and_the_state_of_one() {
     assert_eq!((header(&refused, "RateLimit"), header(&refused, "Retry-After")), (Some("\"ai/2-per-1s\";r=0;t=1"), Some("1")));
 }
 
+/// What operators say of `u1`, as a record's text.
+fn said(asked: &Asked, record: &str) {
+    let name = RecordName::Subject { domain: "d".into(), subject: b"user=u1"[..].into() };
+    let record = Record::parse(&name, record).expect("a record");
+    asked.rls.limiter.shared().changed(vec![(name, Some(record))]);
+}
+
+#[tokio::test]
+async fn policies_are_those_that_the_subject_is_held_to() {
+    let text =
+        rules("response: {headers: [ratelimit]}", "name: ai\nlimits: [2/second, 10/hour]\nquota: {daily: 50}\nblock_for: 15m");
+    let policies = async |asked: &Asked| header(&asked.ask(&user()).await, "RateLimit-Policy").map(str::to_owned);
+    let daily = "\"ai/daily\";q=50;w=86400";
+    let asked = Asked::rules(&text);
+    let own = format!("\"ai/2-per-1s\";q=2;w=1, \"ai/10-per-1h\";q=10;w=3600, {daily}");
+    assert_eq!(policies(&asked).await, Some(own));
+
+    said(&asked, r#"{"multiplier": 3}"#);
+    let multiplied = "\"ai/2-per-1s\";q=6;w=1, \"ai/10-per-1h\";q=30;w=3600, \"ai/daily\";q=150;w=86400";
+    assert_eq!(policies(&asked).await.as_deref(), Some(multiplied));
+
+    said(&asked, r#"{"limits": [{"rates": [{"requests": 5, "window": "1m"}, {"requests": 100, "window": "1h"}]}]}"#);
+    let several = format!("\"ai/5-per-1m\";q=5;w=60, \"ai/100-per-1h\";q=100;w=3600, {daily}");
+    assert_eq!(policies(&asked).await.as_deref(), Some(&*several));
+
+    said(&asked, r#"{"limits": [{"rates": [{"requests": 1, "window": "1m"}]}]}"#);
+    let one = format!("\"ai\";q=1;w=60, {daily}");
+    assert_eq!(policies(&asked).await.as_deref(), Some(&*one));
+    let blocked = asked.nth(2, &user()).await;
+    assert_eq!(blocked.overall_code, OVER_LIMIT);
+    assert_eq!(header(&blocked, "RateLimit-Policy"), Some(&*one), "a block is no policy");
+    assert_eq!(header(&blocked, "RateLimit"), Some("\"ai\";r=0;t=900"), "and shows the subject's limit");
+}
+
 #[tokio::test]
 async fn a_part_of_a_second_is_rounded_up() {
     let rule = "rate_limit: {algorithm: token_bucket, unit: second, requests_per_unit: 3, burst: 1}";
@@ -304,6 +339,8 @@ async fn a_refusal_can_be_a_problem() {
             "title": "Request cannot be satisfied as assigned quota has been exceeded",
             "status": 429,
             "violated-policies": ["ai/1-per-1m", "ai/1-per-1h"],
+            "rule": "ai",
+            "layer": "user",
             "retry-after": 2800,
         })
     );

@@ -56,8 +56,8 @@ async fn requests_pass_until_the_limit_and_are_429_then() {
 
 #[tokio::test]
 async fn headers_and_body_reach_the_caller() {
-    let rules =
-        RULES.replace("response: {metadata: true}", "response: {headers: [ratelimit, x_ratelimit, retry_after], body: problem}");
+    let rules = RULES
+        .replace("response: {metadata: true}", "response: {headers: [ratelimit, x_ratelimit, retry_after, rule], body: problem}");
     let weir = Settings::with_rules(&rules).start().await;
     let envoy = Front::asking(weir.grpc).rate_limits(json!([generic("few"), generic("many")])).start().await;
     let passed = envoy.get(&[]).await;
@@ -78,6 +78,43 @@ async fn headers_and_body_reach_the_caller() {
     assert!((1..=86_400).contains(&retry_after), "{retry_after}");
     let problem: Value = serde_json::from_str(&refused.body).expect("JSON");
     assert_eq!(problem["violated-policies"], json!(["few"]), "{problem}");
+}
+
+#[tokio::test]
+async fn who_refused_is_in_the_headers_the_body_and_the_metadata() {
+    let rules = "
+domain: envoy
+response: {headers: [x_ratelimit, rule], body: problem, metadata: true}
+tiers: {free: {limits: [1/day]}, pro: {limits: [5/day]}}
+default_tier: free
+descriptors:
+  - {key: generic_key, value: many, name: many, rate_limit: {unit: day, requests_per_unit: 1000}}
+  - {key: user, name: per-user, rate_limit: {tier: {entry: tier}}}
+";
+    let weir = Settings::with_rules(rules).start().await;
+    let by_tier = json!({"actions": [
+        {"request_headers": {"header_name": "x-user", "descriptor_key": "user"}},
+        {"request_headers": {"header_name": "x-tier", "descriptor_key": "tier"}},
+    ]});
+    let envoy = Front::asking(weir.grpc)
+        .rate_limits(json!([generic("many"), by_tier]))
+        .response_header("x-metadata", "%DYNAMIC_METADATA(envoy.filters.http.ratelimit)%")
+        .start()
+        .await;
+    let headers: [(&str, &[u8]); 2] = [("x-user", b"ada"), ("x-tier", b"pro")];
+    assert_eq!(statuses(&envoy, &headers, 5).await, [200; 5]);
+    let refused = envoy.get(&headers).await;
+    assert_eq!(refused.status, 429);
+    for (name, expected) in [("x-ratelimit-rule", "per-user"), ("x-ratelimit-layer", "user"), ("x-ratelimit-tier", "pro")] {
+        assert_eq!(refused.header(name), Some(expected), "{name}");
+    }
+    let told = json!({"rule": "per-user", "layer": "user", "tier": "pro"});
+    let body: Value = serde_json::from_str(&refused.body).expect("JSON");
+    let metadata: Value = serde_json::from_str(refused.header("x-metadata").expect("metadata")).expect("JSON");
+    for name in ["rule", "layer", "tier"] {
+        assert_eq!((&body[name], &metadata[name]), (&told[name], &told[name]), "{body}, {metadata}");
+    }
+    assert_eq!((&metadata["limit"], &metadata["remaining"], &metadata["cost"]), (&json!(5), &json!(0), &json!(1)));
 }
 
 #[tokio::test]

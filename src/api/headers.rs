@@ -11,6 +11,7 @@ use super::{AnswerSettings, LegacyNames};
 use crate::limit::{Micros, Outcome, RetryAfter, SECOND};
 use crate::limiter::Decided;
 use crate::rules::decision::{Code, Status};
+use crate::rules::plan::Source;
 use crate::rules::{ResetFormat, ResponseOptions, Rule, RuleLimit};
 
 /// The most policies that one header or body lists.
@@ -26,13 +27,15 @@ pub(super) struct Told<'a> {
     pub status: &'a Status,
     /// `None`: a limit that came with the request and met no rule.
     pub rule: Option<&'a Rule>,
+    /// Whose limits they are, where the rule goes by tiers.
+    pub tier: Option<&'a str>,
     /// The limit that stands for the descriptor, and what it said; a `deny` has none.
     pub limit: Option<(&'a RuleLimit, Outcome)>,
 }
 
 impl<'a> Told<'a> {
     pub(super) fn of(decided: &'a Decided) -> Option<Told<'a>> {
-        let (decision, domain) = (&decided.decision, decided.domain()?);
+        let decision = &decided.decision;
         let status = match decision.limited_by {
             Some(place) => decision.statuses.get(place)?,
             None => {
@@ -40,8 +43,20 @@ impl<'a> Told<'a> {
                 limited.min_by_key(|(_, remaining)| *remaining)?.0
             }
         };
+        Told::of_status(decided, status)
+    }
+
+    /// As [`Told::of`]; where no limit had a part in it, of the first rule that let the request pass.
+    pub(super) fn of_any(decided: &'a Decided) -> Option<Told<'a>> {
+        let by_rule = || decided.decision.statuses.iter().find(|status| status.rule.is_some());
+        Told::of(decided).or_else(|| Told::of_status(decided, by_rule()?))
+    }
+
+    fn of_status(decided: &'a Decided, status: &'a Status) -> Option<Told<'a>> {
+        let domain = decided.domain()?;
         let limit = status.limit(domain, &decided.overrides).zip(status.outcome());
-        Some(Told { status, rule: status.rule.map(|rule| domain.rule(rule)), limit })
+        let tier = status.tier.map(|tier| &domain.plans.tier(tier).name);
+        Some(Told { status, rule: status.rule.map(|rule| domain.rule(rule)), tier: tier.map(|name| &**name), limit })
     }
 
     /// From now; `None`: never.
@@ -53,14 +68,12 @@ impl<'a> Told<'a> {
         }
     }
 
-    /// All limits of the rule, or the one that came with the request.
-    fn policies(&self) -> impl Iterator<Item = &'a RuleLimit> {
-        let (shown, limits) =
-            (self.limit.map(|(limit, _)| limit), self.rule.map_or(&[][..], |rule| rule.limits_of(self.status.tier)));
-        let is_rules = |shown| limits.iter().any(|limit| std::ptr::eq(limit, shown));
-        let own = shown.filter(|shown| !is_rules(*shown));
-        let limits = if own.is_some() { &[] } else { limits };
-        own.into_iter().chain(limits).take(MAX_POLICIES)
+    /// All limits that the descriptor is held to: the rule's, its tier's, its subject's, or the one that came with the request.
+    fn policies(&self, decided: &'a Decided) -> impl Iterator<Item = &'a RuleLimit> {
+        let (status, domain) = (self.status, decided.domain());
+        let counted = status.limits.iter().enumerate().filter(|(_, limit)| limit.source != Source::Block);
+        let limit = move |(place, _)| status.limit_at(place, domain?, &decided.overrides);
+        counted.filter_map(limit).take(MAX_POLICIES)
     }
 }
 
@@ -83,7 +96,7 @@ pub(super) fn headers(decided: &Decided, settings: &AnswerSettings, arrival: Ins
         headers.legacy(&told, &settings.legacy_names);
     }
     if options.ratelimit_headers {
-        headers.ratelimit(&told);
+        headers.ratelimit(&told, decided);
     }
     if options.x_ratelimit_headers {
         headers.x_ratelimit(&told);
@@ -98,6 +111,9 @@ pub(super) fn headers(decided: &Decided, settings: &AnswerSettings, arrival: Ins
     }
     if let (true, Some(rule)) = (options.rule_header, told.rule) {
         headers.add("x-ratelimit-rule", visible(rule.label()));
+        if let Some(tier) = told.tier {
+            headers.add("x-ratelimit-tier", visible(tier));
+        }
     }
     headers.headers
 }
@@ -122,10 +138,10 @@ impl Headers<'_> {
         }
     }
 
-    fn ratelimit(&mut self, told: &Told<'_>) {
+    fn ratelimit(&mut self, told: &Told<'_>, decided: &Decided) {
         let Some((limit, outcome)) = told.limit else { return };
         let mut policies = String::with_capacity(64);
-        for policy in told.policies() {
+        for policy in told.policies(decided) {
             let separator = if policies.is_empty() { "" } else { ", " };
             let requests = policy.limit.requests().min(MAX_SF_INTEGER);
             let _ = write!(policies, "{separator}{};q={requests}", sf_string(&policy.policy));
@@ -184,7 +200,12 @@ pub(super) fn problem(decided: &Decided) -> Option<(HeaderValue, Vec<u8>)> {
         "status": 429,
         "violated-policies": violated_policies(decided),
     });
-    if let Some(reset) = Told::of(decided)?.reset() {
+    let told = Told::of(decided)?;
+    let rule = told.rule.map(|rule| [("rule", rule.label()), ("layer", &*rule.layer)]);
+    for (key, name) in rule.into_iter().flatten().chain(told.tier.map(|tier| ("tier", tier))) {
+        body[key] = name.into();
+    }
+    if let Some(reset) = told.reset() {
         body["retry-after"] = seconds(reset).into();
     }
     let header = HeaderValue { key: "content-type".into(), value: "application/problem+json".into(), raw_value: Vec::new() };

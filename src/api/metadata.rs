@@ -43,13 +43,13 @@ pub(super) fn metadata(decided: &Decided, asked: &Request<'_>, settings: &Answer
 
 /// About the rule that the answer is about.
 fn told(fields: &mut Fields, decided: &Decided) {
-    let Some(told) = Told::of(decided) else { return };
+    let Some(told) = Told::of_any(decided) else { return };
     if let Some(rule) = told.rule {
         fields.insert("rule".to_owned(), string(rule.label()));
         fields.insert("layer".to_owned(), string(&*rule.layer));
     }
-    if let (Some(tier), Some(domain)) = (told.status.tier, decided.domain()) {
-        fields.insert("tier".to_owned(), string(&*domain.plans.tier(tier).name));
+    if let Some(tier) = told.tier {
+        fields.insert("tier".to_owned(), string(tier));
     }
     if let Some((limit, outcome)) = told.limit {
         fields.insert("limit".to_owned(), number(limit.limit.requests()));

@@ -75,7 +75,7 @@ impl Status {
         self.shown.map(|shown| self.limits[shown].outcome)
     }
 
-    /// The limit that stands for all; a block shows the rule's limit that led to it, or the first.
+    /// The limit that stands for all; a block shows the first.
     pub fn limit<'a>(&self, domain: &'a Domain, overrides: &'a [RuleLimit]) -> Option<&'a RuleLimit> {
         self.limit_at(self.shown?, domain, overrides)
     }
@@ -86,7 +86,10 @@ impl Status {
             Source::Rule(number) => domain.rule(self.rule?).limits_of(self.tier).get(number),
             Source::Override(number) | Source::Subject(number) => overrides.get(number),
             Source::Blocked => None,
-            Source::Block => domain.rule(self.rule?).limits_of(self.tier).first(),
+            Source::Block => {
+                let first = self.limits.iter().position(|limit| limit.source != Source::Block)?;
+                self.limit_at(first, domain, overrides)
+            }
         }
     }
 

@@ -138,6 +138,14 @@ impl RuleLimit {
     pub fn new(limit: Limit, policy: impl Into<Box<str>>) -> RuleLimit {
         RuleLimit { key_suffix: key::shape_suffix(limit.shape()), limit, charge: None, max_wait: None, policy: policy.into() }
     }
+
+    /// One of so many rate limits of a rule: called by the rule's label, and by what it is where it is not the only one.
+    pub fn rate(limit: Limit, label: &str, of: usize) -> RuleLimit {
+        match of {
+            1 => RuleLimit::new(limit, label),
+            _ => RuleLimit::new(limit, format!("{label}/{}-per-{}", limit.requests(), key::duration(limit.window()))),
+        }
+    }
 }
 
 /// `block_for`: a limit of its own ([`Limit::penalty`]), one per rule and counter key.

@@ -154,7 +154,8 @@ impl SubjectLimits {
     fn instead_of(&self, own: &[RuleLimit], label: &str) -> Vec<RuleLimit> {
         let first = own.iter().find(|own| own.limit.calendar().is_none());
         let rates = self.rates.iter().map(|rate| {
-            let limit = RuleLimit::new(rate.counted_by(first.map(|first| first.limit.algorithm())), label);
+            let limit = rate.counted_by(first.map(|first| first.limit.algorithm()));
+            let limit = RuleLimit::rate(limit, label, self.rates.len());
             RuleLimit { charge: first.and_then(|first| first.charge), max_wait: first.and_then(|first| first.max_wait), ..limit }
         });
         let quotas = self.quotas.iter().map(|quota| {

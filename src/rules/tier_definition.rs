@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::subject::SubjectRate;
 use super::tier::{Class, DEFAULT_SET, RuleTiers, Tier, TierId, TierLimits};
-use super::{Domain, RuleLimit, key};
+use super::{Domain, RuleLimit};
 use crate::limit::{Algorithm, Limit, Period};
 
 /// A tier by what it sells, whatever rules use it.
@@ -27,13 +27,7 @@ impl TierDefinition {
         let first = tiers.limits.iter().flat_map(|tier| &tier.limits).map(|limit| limit.limit.algorithm());
         let algorithm = first.into_iter().find(|algorithm| *algorithm != Algorithm::Calendar);
         let rates = self.set(&tiers.set);
-        let rate = |rate: &SubjectRate| {
-            let limit = rate.counted_by(algorithm);
-            match rates.len() {
-                1 => RuleLimit::new(limit, label),
-                _ => RuleLimit::new(limit, format!("{label}/{}-per-{}", limit.requests(), key::duration(limit.window()))),
-            }
-        };
+        let rate = |rate: &SubjectRate| RuleLimit::rate(rate.counted_by(algorithm), label, rates.len());
         let limits = rates.iter().map(rate).chain(self.quotas.iter().map(|quota| RuleLimit::quota(*quota, label)));
         TierLimits { limits: limits.collect() }
     }
