@@ -19,6 +19,7 @@ fn heading(level: Level) -> &'static str {
         Level::Document => "Document",
         Level::Defaults => "Defaults",
         Level::Response => "Response",
+        Level::Address => "Addresses",
         Level::Descriptor => "Descriptor",
         Level::RateLimit => "rate_limit",
         Level::Limit => "limits",

@@ -67,7 +67,7 @@ impl<S: OperatorStore> Operations<S> {
     }
 
     pub(super) async fn get_subject(&self, request: proto::GetSubjectRequest) -> Result<proto::Subject, Problem> {
-        let name = convert::subject_name(&request.domain, &request.subject)?;
+        let name = self.subject_name(&request.domain, &request.subject)?;
         let record = self.read(&name).await?.0;
         Ok(shown(&name, &record))
     }
@@ -91,7 +91,7 @@ impl<S: OperatorStore> Operations<S> {
     }
 
     pub(super) async fn assign_tier(&self, request: proto::AssignTierRequest) -> Result<proto::Subject, Problem> {
-        let name = convert::subject_name(&request.domain, &request.subject)?;
+        let name = self.subject_name(&request.domain, &request.subject)?;
         let domain = self.domain(&request.domain)?;
         if !request.tier.is_empty() && domain.plans.tier_named(request.tier.as_bytes()).is_none() {
             let known: Vec<&str> = domain.plans.tiers.iter().map(|tier| &*tier.name).collect();
@@ -107,7 +107,7 @@ impl<S: OperatorStore> Operations<S> {
     }
 
     pub(super) async fn override_subject(&self, request: proto::OverrideSubjectRequest) -> Result<proto::Subject, Problem> {
-        let name = convert::subject_name(&request.domain, &request.subject)?;
+        let name = self.subject_name(&request.domain, &request.subject)?;
         let domain = self.domain(&request.domain)?;
         for limits in &request.limits {
             if !limits.rule.is_empty() && !domain.rules.iter().any(|rule| rule.label() == limits.rule) {
@@ -127,7 +127,7 @@ impl<S: OperatorStore> Operations<S> {
         &self,
         request: proto::RemoveSubjectRequest,
     ) -> Result<proto::RemoveSubjectResponse, Problem> {
-        let name = convert::subject_name(&request.domain, &request.subject)?;
+        let name = self.subject_name(&request.domain, &request.subject)?;
         Ok(proto::RemoveSubjectResponse { removed: self.remove(name).await? })
     }
 
@@ -194,12 +194,28 @@ impl<S: OperatorStore> Operations<S> {
 
     pub(super) async fn import_records(&self, request: proto::Records) -> Result<proto::ImportRecordsResponse, Problem> {
         let records = convert::import(&request)?;
-        let changes = records.iter().map(|(name, record)| change_to(name.clone(), Expected::Anything, record));
+        let changes = records.iter().map(|(name, record)| change_to(self.by_network(name.clone()), Expected::Anything, record));
         let changes: Vec<Change> = changes.collect::<Result<_, _>>()?;
         for page in changes.chunks(MAX_PAGE) {
             self.store.write(page).await?;
         }
         Ok(proto::ImportRecordsResponse { imported: changes.len() as u64 })
+    }
+
+    /// The name of a subject's record.
+    pub(super) fn subject_name(&self, domain: &str, subject: &str) -> Result<RecordName, Problem> {
+        convert::subject_name(domain, subject).map(|name| self.by_network(name))
+    }
+
+    /// A subject that is an address is known by the network that it is counted by.
+    fn by_network(&self, name: RecordName) -> RecordName {
+        let RecordName::Subject { domain, subject } = &name else { return name };
+        let rules = self.shared.rules();
+        let network = rules.domains.get(domain.as_bytes()).and_then(|domain| domain.addresses.subject(subject));
+        match network {
+            Some(network) => RecordName::Subject { domain: domain.clone(), subject: network.as_slice().into() },
+            None => name,
+        }
     }
 
     /// A domain that the rules have: a change in another one would do nothing, and is a misspelling.

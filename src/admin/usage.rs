@@ -75,7 +75,7 @@ struct Used {
 impl<S: OperatorStore> Operations<S> {
     pub(super) async fn get_usage(&self, request: proto::GetUsageRequest) -> Result<proto::Usage, Problem> {
         let (domain, subject) = self.domain_and_subject(&request.domain, &request.subject)?;
-        let record = self.read(&convert::subject_name(&request.domain, &request.subject)?).await?.0;
+        let record = self.read(&self.subject_name(&request.domain, &request.subject)?).await?.0;
         let tier = match &*request.tier {
             "" => self.last_tier(&domain, &subject).await?,
             tier => Some(tier.into()),
@@ -101,7 +101,7 @@ impl<S: OperatorStore> Operations<S> {
 
     pub(super) async fn reset_usage(&self, request: proto::ResetUsageRequest) -> Result<proto::ResetUsageResponse, Problem> {
         let kind = Kind::parse(&request.kind)?;
-        let name = convert::subject_name(&request.domain, &request.subject)?;
+        let name = self.subject_name(&request.domain, &request.subject)?;
         Ok(proto::ResetUsageResponse { reset: self.forget_counters(&name, kind).await? })
     }
 
@@ -149,7 +149,7 @@ impl<S: OperatorStore> Operations<S> {
     }
 
     fn domain_and_subject(&self, domain: &str, subject: &str) -> Result<(Arc<Domain>, Box<[u8]>), Problem> {
-        match convert::subject_name(domain, subject)? {
+        match self.subject_name(domain, subject)? {
             RecordName::Subject { domain, subject } => Ok((self.domain(&domain)?, subject)),
             _ => Err(Problem::Invalid("no subject".to_owned())),
         }
@@ -176,7 +176,7 @@ impl<S: OperatorStore> Operations<S> {
     fn add(&self, domain: &Domain, entries: &[u8], tier: Option<&str>, group: &mut Group, used: &mut Vec<Used>) {
         let Some(parts) = key::parts(entries) else { return };
         let looked = Descriptor {
-            entries: parts.iter().map(|(key, value)| Entry { key, value }).collect(),
+            entries: parts.iter().map(|(key, value)| Entry { key, value: domain.addresses.matched(key, value) }).collect(),
             hits: Some(0),
             ..Descriptor::default()
         };

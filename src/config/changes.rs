@@ -79,6 +79,7 @@ fn same(a: &Rule, b: &Rule) -> bool {
 
 fn same_settings(a: &Domain, b: &Domain) -> bool {
     a.subject == b.subject
+        && a.addresses == b.addresses
         && a.response == b.response
         && a.on_store_failure == b.on_store_failure
         && a.key_prefix == b.key_prefix

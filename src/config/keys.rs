@@ -7,6 +7,8 @@ pub enum Level {
     Document,
     Defaults,
     Response,
+    /// Of one key, in `addresses`.
+    Address,
     Descriptor,
     RateLimit,
     /// An item of `limits`.
@@ -26,10 +28,11 @@ pub enum Level {
 }
 
 impl Level {
-    pub const ALL: [Level; 14] = [
+    pub const ALL: [Level; 15] = [
         Level::Document,
         Level::Defaults,
         Level::Response,
+        Level::Address,
         Level::Descriptor,
         Level::RateLimit,
         Level::Limit,
@@ -49,6 +52,7 @@ impl Level {
             Level::Document => "the document",
             Level::Defaults => "`defaults`",
             Level::Response => "`response`",
+            Level::Address => "an item of `addresses`",
             Level::Descriptor => "a descriptor",
             Level::RateLimit => "`rate_limit`",
             Level::Limit => "an item of `limits`",
@@ -69,6 +73,7 @@ impl Level {
             Level::Document => "at the top of the document, beside `domain`",
             Level::Defaults => "in the document's `defaults`",
             Level::Response => "in the document's `response`",
+            Level::Address => "in an item of the document's `addresses`",
             Level::Descriptor => "on the descriptor, beside `key`",
             Level::RateLimit => "in the descriptor's `rate_limit`",
             Level::Limit => "in an item of the descriptor's `limits`",
@@ -85,13 +90,14 @@ impl Level {
 }
 
 /// The keys of each level.
-pub const KEYS: [(Level, &[&str]); 14] = [
+pub const KEYS: [(Level, &[&str]); 15] = [
     (
         Level::Document,
         &[
             "domain",
             "descriptors",
             "subject",
+            "addresses",
             "defaults",
             "response",
             "timezone",
@@ -106,6 +112,7 @@ pub const KEYS: [(Level, &[&str]); 14] = [
     ),
     (Level::Defaults, &["algorithm", "on_store_failure"]),
     (Level::Response, &["headers", "body", "metadata", "reset_format"]),
+    (Level::Address, &["ipv4", "ipv6"]),
     (
         Level::Descriptor,
         &[

@@ -4,6 +4,7 @@
 //! places, `parse` and `descriptor` turn nodes into domains and tell all problems of all files at once. A reload never takes
 //! limits away by accident: what is bad, torn or gone keeps its previous rules, domain by domain.
 
+mod addresses;
 mod changes;
 mod descriptor;
 mod fields;

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::addresses;
 use super::descriptor::Compiler;
 use super::fields::{self, Fields};
 use super::keys::Level;
@@ -14,6 +15,7 @@ use super::rule_tests::{self, RuleTest};
 use super::tiers::{self, TierDraft};
 use super::{LoadOptions, SourceFile};
 use crate::limit::Algorithm;
+use crate::rules::address::Addresses;
 use crate::rules::tier::{Plans, Tier, TierId};
 use crate::rules::{Domain, OnStoreFailure, ResetFormat, ResponseOptions, key};
 use jiff::tz::TimeZone;
@@ -42,6 +44,7 @@ pub(crate) struct Compiled {
 #[derive(Debug, Default)]
 pub(crate) struct Settings {
     pub(crate) subject: Vec<Box<[u8]>>,
+    pub(crate) addresses: Addresses,
     pub(crate) response: ResponseOptions,
     pub(crate) algorithm: Option<Algorithm>,
     pub(crate) on_store_failure: OnStoreFailure,
@@ -57,8 +60,9 @@ pub(crate) struct Settings {
 
 /// The keys of these settings.
 /// Those that others depend on come first.
-const SETTINGS: [&str; 10] = [
+const SETTINGS: [&str; 11] = [
     "subject",
+    "addresses",
     "defaults",
     "response",
     "timezone",
@@ -201,6 +205,7 @@ fn domain(name: &str, documents: &[Document<'_, '_>], reports: &mut [Report<'_>]
         file: documents.first().map_or("", |document| reports[document.file].file).into(),
         key_prefix: key::domain_prefix(&options.key_prefix, name.as_bytes()),
         subject: settings.subject,
+        addresses: settings.addresses,
         response: settings.response,
         tree,
         rules,
@@ -226,6 +231,7 @@ fn settings(path: &Path<'_>, documents: &[Document<'_, '_>], reports: &mut [Repo
             let (path, report) = (path.key(key), &mut reports[document.file]);
             match key {
                 "subject" => settings.subject = subject(node, &path, report),
+                "addresses" => settings.addresses = addresses::addresses(node, &path, report),
                 "response" => settings.response = response(node, &path, report),
                 "timezone" => settings.zone = plans::timezone(node, &path, report),
                 "tiers" => settings.tiers = tiers::tiers(node, settings.algorithm, &path, report),

@@ -45,8 +45,9 @@ fn is_no_request(descriptor: &Descriptor<'_>, planned: &Planned) -> bool {
 
 fn subject(domain: &Domain, descriptor: &Descriptor<'_>) -> EntriesText {
     let place = precedence::subject_place(domain, descriptor.entries.iter().map(|entry| entry.key));
-    let part = descriptor.entries.get(place).map(|entry| Part { key: entry.key, value: entry.value, shared: false });
-    part.map(key::subject).unwrap_or_default()
+    let Some(entry) = descriptor.entries.get(place) else { return EntriesText::new() };
+    let value = domain.addresses.counted(entry.key, entry.value);
+    key::subject(Part { key: entry.key, value: &value, shared: false })
 }
 
 /// The tier by which the request went, where it said so itself.

@@ -3,6 +3,7 @@
 //! A [`RuleSet`] is compiled by `config` and never changes; a reload makes another. [`tree`] finds the rule of a descriptor,
 //! [`plan`] turns a request into the checks to decide, [`decision`] turns their outcomes into the answer.
 
+pub mod address;
 pub mod calendar;
 pub mod decision;
 pub mod key;
@@ -19,6 +20,7 @@ use std::collections::HashMap;
 use foldhash::fast::RandomState;
 
 use crate::limit::{DAY, HOUR, Limit, MINUTE, MONTH, Micros, SECOND, WEEK, YEAR};
+use address::Addresses;
 use tier::{Plans, RuleTiers, TierId};
 use tree::Node;
 
@@ -46,6 +48,8 @@ pub struct Domain {
     pub key_prefix: Vec<u8>,
     /// Entry keys: the first one that a descriptor has says who it is about; else its first entry does.
     pub subject: Vec<Box<[u8]>>,
+    /// Entries that are counted by network.
+    pub addresses: Addresses,
     pub response: ResponseOptions,
     pub tree: Node,
     /// Indexed by [`RuleId`].

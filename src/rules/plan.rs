@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use smallvec::SmallVec;
 
+use super::address::Found;
 use super::calendar::Calendar;
 use super::key::{self, Key, Part};
 use super::precedence::{self, Known};
@@ -114,15 +115,30 @@ pub fn plan(
     moment: Moment,
     records: &dyn Records,
 ) -> Result<Plan, PlanError> {
-    let found: SmallVec<[Option<Match<'_>>; 2]> =
-        request.descriptors.iter().map(|descriptor| find(domain, &descriptor.entries)).collect();
-    let known = precedence::known(domain, request, &found, records);
-    let kinds = precedence::kinds(domain, request, &found, &known, moment.now)?;
-    let verdict = precedence::verdict(&kinds, &found, settings);
+    let found: Found<'_> = request.descriptors.iter().map(|descriptor| find(domain, &descriptor.entries)).collect();
+    if domain.addresses.is_empty() {
+        return planned(domain, request, &found, settings, moment, records);
+    }
+    let networks = domain.addresses.networks(request);
+    planned(domain, &networks.request(request), &networks.found(request, &found), settings, moment, records)
+}
+
+/// Plans a request whose rules are known.
+fn planned(
+    domain: &Domain,
+    request: &Request<'_>,
+    found: &[Option<Match<'_>>],
+    settings: PlanSettings,
+    moment: Moment,
+    records: &dyn Records,
+) -> Result<Plan, PlanError> {
+    let known = precedence::known(domain, request, found, records);
+    let kinds = precedence::kinds(domain, request, found, &known, moment.now)?;
+    let verdict = precedence::verdict(&kinds, found, settings);
     let mut planner = Planner {
         domain,
         request,
-        by_tier: domain.plans.priority.as_ref().and_then(|_| by_tier(domain, &found)),
+        by_tier: domain.plans.priority.as_ref().and_then(|_| by_tier(domain, found)),
         settings,
         moment,
         records,
@@ -134,7 +150,7 @@ pub fn plan(
     };
     planner.group.refused = verdict.refuses();
     let mut descriptors: SmallVec<[Planned; 2]> = SmallVec::with_capacity(kinds.len());
-    for (place, ((descriptor, found), kind)) in request.descriptors.iter().zip(&found).zip(kinds).enumerate() {
+    for (place, ((descriptor, found), kind)) in request.descriptors.iter().zip(found).zip(kinds).enumerate() {
         let rule = found.as_ref().map(|found| found.rule);
         let cost = planner.cost(descriptor);
         let mut planned = Planned { rule, kind, tier: None, checks: SmallVec::new(), cost };

@@ -4,6 +4,7 @@
 mod support;
 
 mod access;
+mod addresses;
 mod changes;
 mod client;
 mod commands;

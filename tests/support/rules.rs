@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use weir::limit::{Algorithm, Limit, Micros, SECOND};
+use weir::rules::address::Addresses;
 use weir::rules::decision::{self, Code, Decision};
 use weir::rules::key::{self, domain_prefix};
 use weir::rules::plan::{Moment, Plan, PlanSettings, plan};
@@ -76,6 +77,7 @@ pub fn domain(rules: &[(&[(&str, &str)], Rule)]) -> Domain {
         file: "test.yaml".into(),
         key_prefix: domain_prefix("", b"d"),
         subject: Vec::new(),
+        addresses: Addresses::default(),
         response: ResponseOptions::default(),
         tree,
         rules: rules.iter().map(|(_, rule)| rule.clone()).collect(),
