@@ -3,7 +3,7 @@
 //!
 //! Only what can be answered without the store is: one plain take of one limit, with its rule's own block if it has one. Looks,
 //! reports, refunds, shadow and quota rules, `charge: always` and held admissions always go to the store. A remembered refusal is
-//! for one counter, one size and costs at least as large.
+//! for one counter, one size and its own cost; also for larger ones where these would wait as long.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -117,10 +117,21 @@ impl Question<'_> {
     }
 
     fn is_answered_by(&self, refusal: &Refusal, now: Instant) -> bool {
-        let limit_refused = refusal.outcomes.first().is_some_and(|outcome| !outcome.is_allowed());
-        // Where the block alone refused, the limit's own answer is of that cost only.
-        let covers = if limit_refused { self.check.cost >= refusal.cost } else { self.check.cost == refusal.cost };
+        let covers = self.check.cost == refusal.cost || self.check.cost > refusal.cost && self.waits_as_long_as(refusal);
         covers && refusal.limit == self.check.limit && refusal.block == self.block && now < refusal.expires
+    }
+
+    /// Of a larger cost than the one that was refused. Where the block alone refused, the limit's own answer is of that cost only.
+    fn waits_as_long_as(&self, refusal: &Refusal) -> bool {
+        let limit = &self.check.limit;
+        match refusal.outcomes.first() {
+            Some(Outcome::Denied { retry_after: RetryAfter::Never, .. }) => true,
+            // Until the period ends. In all others room comes back little by little.
+            Some(Outcome::Denied { retry_after: RetryAfter::In(_), .. }) => {
+                matches!(limit.algorithm(), Algorithm::FixedWindow | Algorithm::Calendar) && self.check.cost <= limit.capacity()
+            }
+            _ => false,
+        }
     }
 }
 
@@ -254,7 +265,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::limit::{HOUR, MINUTE};
+    use crate::limit::{DAY, HOUR, MINUTE, Period};
     use crate::rules::key::{Part, domain_prefix, entries, key, shape_suffix};
 
     const ROOM: usize = 1 << 20;
@@ -317,13 +328,51 @@ mod tests {
     async fn a_refusal_answers_the_same_counter_size_and_costs_as_large() {
         let cache = cache(ROOM);
         let known = take("a", 5, 3);
-        assert_eq!(asked(&cache, &[known.clone(), known.clone(), take("a", 5, 4), take("a", 5, u64::MAX)]).await, 1);
+        assert_eq!(asked(&cache, &[known.clone(), known.clone(), take("a", 5, 4), take("a", 5, 5)]).await, 1);
         assert_eq!(asked(&cache, &[take("b", 5, 3)]).await, 1, "another counter");
         assert_eq!(asked(&cache, &[take("a", 5, 2)]).await, 1, "a smaller cost");
         assert_eq!(asked(&cache, &[take("a", 6, 3)]).await, 1, "another size");
         assert_eq!(asked(&cache, &[take("a", 5, 3)]).await, 1, "one refusal a counter, the last");
         cache.refusals.clear();
         assert_eq!(asked(&cache, &[known]).await, 1);
+    }
+
+    #[test]
+    fn a_larger_cost_is_never_told_to_wait_less_than_it_would() {
+        let of = |limit: Limit, cost| {
+            let mut group = take("a", 5, cost);
+            group.checks[0].limit = limit;
+            group
+        };
+        let never = Outcome::Denied { remaining: 0, retry_after: RetryAfter::Never };
+        let limits = [
+            (Limit::new(Algorithm::FixedWindow, 5, MINUTE, None), true),
+            (Limit::quota(Period::Day, 5), true),
+            (Limit::new(Algorithm::SlidingCounter, 5, MINUTE, None), false),
+            (Limit::new(Algorithm::SlidingLog, 5, MINUTE, None), false),
+            (Limit::new(Algorithm::TokenBucket, 5, MINUTE, None), false),
+            (Limit::new(Algorithm::LeakyBucket, 5, MINUTE, None), false),
+        ];
+        for (limit, waits_as_long) in limits.map(|(limit, waits)| (limit.expect("a limit"), waits)) {
+            let answers = |outcome, cost| recalled(&[outcome], &of(limit, 2), 0, &of(limit, cost)).is_some();
+            assert!(answers(denied(MINUTE), 2) && !answers(denied(MINUTE), 1), "{limit:?}");
+            assert_eq!(answers(denied(MINUTE), 3), waits_as_long, "{limit:?}");
+            assert!(!answers(denied(MINUTE), 6), "{limit:?}: what can never fit is told so");
+            assert!(answers(never, 6) && !answers(never, 1), "{limit:?}");
+        }
+    }
+
+    #[test]
+    fn a_quota_of_another_day_is_another_limit() {
+        let on = |day: Micros| {
+            let mut group = take("a", 5, 1);
+            let edges = [day, day + 1, day + 2].map(|day| day * DAY);
+            group.checks[0].limit = Limit::quota(Period::Day, 5).expect("a quota").on(edges);
+            group
+        };
+        assert!(recalled(&[denied(HOUR)], &on(7), 0, &on(7)).is_some());
+        assert!(recalled(&[denied(HOUR)], &on(7), 0, &on(8)).is_none());
+        assert!(recalled(&[denied(500)], &on(7), 500, &on(7)).is_none(), "the day is over");
     }
 
     #[tokio::test]
