@@ -1,18 +1,13 @@
 //! What a change does, to whom, and how soon everywhere.
 
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 
-use crate::client::{RULES, decide, done, open, subject, user};
+use crate::client::{RULES, done, open, subject, user};
+use crate::support::eventually;
 use crate::support::http;
 use crate::support::redis::RedisServer;
 use crate::support::weir::{Settings, Weir};
-use crate::support::{Output, eventually};
 
-/// How soon a change is in effect on every replica.
-const EVERYWHERE: Duration = Duration::from_secs(1);
 const LATER: &str = "2100-01-01T00:00:00Z";
 const BEFORE: &str = "2020-01-01T00:00:00Z";
 
@@ -127,61 +122,4 @@ async fn with_memory_records_are_of_one_process_and_with_redis_of_all() {
     assert!(user(&later, "u1").await.1 > 0, "it outlasts restarts");
     let listed = done(&later, "GET", &subject("u1"), json!(null)).await;
     assert_eq!(listed["multiplier"], 1000.0);
-}
-
-/// Changes something on `one`, and asks `other` without a pause until everything must have heard of it.
-async fn in_effect(one: &Weir, other: &Weir, body: Value, is_new: impl Fn((bool, u64)) -> bool) {
-    done(one, "PATCH", &subject("u1"), body.clone()).await;
-    let changed = Instant::now();
-    let mut last_old = None;
-    while changed.elapsed() < 2 * EVERYWHERE {
-        let asked = changed.elapsed();
-        if !is_new(user(other, "u1").await) {
-            last_old = Some(asked);
-        }
-    }
-    assert!(last_old.is_none_or(|asked| asked < EVERYWHERE), "{body}: an old answer after {last_old:?}");
-}
-
-#[tokio::test]
-async fn no_old_answer_comes_a_second_after_a_change_and_nothing_walks_the_keys() {
-    let server = RedisServer::start();
-    let port = server.url().rsplit(':').next().expect("a port").to_owned();
-    let mut monitor = Command::new("redis-cli")
-        .args(["-p", &port, "MONITOR"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("redis-cli runs");
-    let seen = Output::of(&mut monitor);
-    eventually("the monitor watches", async || seen.text().contains("OK")).await;
-
-    let one = open().redis(&server.url()).start().await;
-    let other = Settings::with_rules(RULES).redis(&server.url()).start().await;
-    in_effect(&one, &other, json!({"blocked_until": LATER}), |(admitted, _)| !admitted).await;
-    in_effect(&one, &other, json!({"clear": ["blocked_until"], "allowed_until": LATER}), |(admitted, _)| admitted).await;
-    in_effect(&one, &other, json!({"clear": ["allowed_until"], "limits": [{"limits": [{"limit": "1/hour"}]}]}), |(admitted, _)| {
-        !admitted
-    })
-    .await;
-    in_effect(&one, &other, json!({"multiplier": 1_000_000}), |(admitted, _)| admitted).await;
-    done(&one, "GET", "/v1/domains/api/subjects", json!(null)).await;
-    done(&one, "GET", "/v1/records", json!(null)).await;
-    done(&one, "GET", &format!("{}/usage", subject("u1")), json!(null)).await;
-    done(&one, "GET", &format!("{}/history", subject("u1")), json!(null)).await;
-    done(&one, "POST", &format!("{}/reset", subject("u1")), json!({"kind": "all"})).await;
-    assert!(decide(&other, &[("remote_address", "192.0.2.1")]).await.0);
-
-    monitor.kill().expect("an own process can be killed");
-    monitor.wait().expect("a process that was started can be waited for");
-    let text = seen.text();
-    assert!(text.contains("XREVRANGE") && text.contains("records"), "the monitor saw nothing of it");
-    let walks: Vec<&str> = text
-        .lines()
-        .filter(|line| {
-            ["\"SCAN\"", "\"KEYS\"", "\"HSCAN\"", "\"SSCAN\"", "\"ZSCAN\""].iter().any(|word| line.to_uppercase().contains(word))
-        })
-        .collect();
-    assert!(walks.is_empty(), "{walks:#?}");
 }

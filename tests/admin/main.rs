@@ -9,4 +9,5 @@ mod changes;
 mod client;
 mod commands;
 mod description;
+mod everywhere;
 mod usage;
