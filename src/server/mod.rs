@@ -134,14 +134,15 @@ impl Server {
         let max_age = settings.max_connection_age;
         let healthcheck = http::healthcheck(readiness.clone());
         let public = healthcheck.clone().merge(json::router(rls()));
+        let operators = stores.for_operators(&shared, &readiness, settings.history_days);
         let look = {
-            let (stores, shared, readiness) = (stores.clone(), shared.clone(), readiness.clone());
+            let (stores, shared, readiness, operators) = (stores.clone(), shared.clone(), readiness.clone(), operators.clone());
             move || {
                 stores.look(&shared);
+                operators.look(&shared);
                 shared.metrics().ready.set(i64::from(readiness.is_ready()));
             }
         };
-        let operators = stores.for_operators(&shared, &readiness, settings.history_days);
         let operations = Operations::new(shared.clone(), operators.clone());
         let api = admin::http::router(Arc::new(AdminApi::new(operations, access)));
         let admin = healthcheck.merge(admin::router(shared.clone(), look)).merge(api);

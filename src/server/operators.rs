@@ -43,8 +43,30 @@ impl Operators {
             return;
         }
         let subjects = tallies.len();
-        if let Err(error) = self.remember(tallies).await {
-            tracing::debug!(%error, subjects, "a part of the history is lost");
+        let (history, rows) = (&shared.metrics().history, subjects as u64);
+        match self.remember(tallies).await {
+            Ok(()) => {
+                history.written.inc_by(rows);
+            }
+            Err(error) => {
+                history.not_taken.inc_by(rows);
+                tracing::debug!(%error, subjects, "a part of the history is lost");
+            }
+        }
+    }
+
+    /// Brings the metrics of what is kept for operators up to date.
+    pub fn look(&self, shared: &Shared) {
+        let (metrics, records) = (shared.metrics(), shared.records());
+        let counts = [records.subjects(), records.tiers().iter().map(|(_, tiers)| tiers.len()).sum(), records.switches()];
+        let gauges = [&metrics.records.subjects, &metrics.records.tiers, &metrics.records.switches];
+        for (gauge, count) in gauges.into_iter().zip(counts) {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        metrics.history.record_full(shared.history().dropped());
+        if let Operators::Redis { records, .. } = self {
+            let (last, failures) = records.synced();
+            metrics.records.record_sync(last, failures);
         }
     }
 

@@ -29,6 +29,8 @@ pub struct Metrics {
     pub degraded: Degraded,
     pub store: Store,
     pub reloads: Reloads,
+    pub records: Records,
+    pub history: History,
     /// The counters that this process keeps.
     pub memory: Memory,
     /// Those of `on_store_failure: local`.
@@ -79,6 +81,26 @@ pub struct Reloads {
     kept_domains: Gauge,
 }
 
+/// What operators said while weir runs. As of the last look.
+#[derive(Debug)]
+pub struct Records {
+    pub subjects: Gauge,
+    pub tiers: Gauge,
+    pub switches: Gauge,
+    last_sync: Gauge,
+    failures: Counter,
+}
+
+/// Histories of subjects, a row for each subject and flush.
+#[derive(Debug)]
+pub struct History {
+    pub written: Counter,
+    /// Requests of more subjects at once than are remembered. As of the last look.
+    full: Counter,
+    /// Rows that the store did not take.
+    pub not_taken: Counter,
+}
+
 /// As of the last look.
 #[derive(Debug)]
 pub struct Memory {
@@ -112,6 +134,8 @@ impl Metrics {
             degraded: Degraded::new(&mut registry),
             store: Store::new(&mut registry),
             reloads: Reloads::new(&mut registry),
+            records: Records::new(&mut registry),
+            history: History::new(&mut registry),
             memory: Memory::new(&mut registry, ""),
             fallback_memory: Memory::new(&mut registry, "fallback_"),
             replicas,
@@ -195,14 +219,51 @@ impl Reloads {
     pub fn record(&self, is_good: bool, revision: u64, kept_domains: usize) {
         if is_good {
             self.good.inc();
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-            self.last_success.set(i64::try_from(now).unwrap_or(i64::MAX));
+            self.last_success.set(epoch_seconds(SystemTime::now()));
         } else {
             self.bad.inc();
         }
         self.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
         self.kept_domains.set(i64::try_from(kept_domains).unwrap_or(i64::MAX));
     }
+}
+
+impl Records {
+    fn new(registry: &mut Registry) -> Records {
+        let kinds: Family<Label, Gauge> = Family::default();
+        registry.register("records", "What operators said that is in force here", kinds.clone());
+        let [subjects, tiers, switches] = ["subject", "tier", "switch"].map(|kind| kinds.get_or_create_owned(&[("kind", kind)]));
+        let (last_sync, failures) = (Gauge::default(), Counter::default());
+        let help = "When this process was last seen to know all records; 0 where they are its own";
+        registry.register("records_last_sync_timestamp_seconds", help, last_sync.clone());
+        registry.register("records_sync_failures", "Times that following the records in Redis failed", failures.clone());
+        Records { subjects, tiers, switches, last_sync, failures }
+    }
+
+    /// When all were last known, and how often following them has failed.
+    pub fn record_sync(&self, last: Option<SystemTime>, failures: u64) {
+        self.last_sync.set(last.map_or(0, epoch_seconds));
+        self.failures.inc_by(failures.saturating_sub(self.failures.get()));
+    }
+}
+
+impl History {
+    fn new(registry: &mut Registry) -> History {
+        let written = Counter::default();
+        registry.register("history_written_rows", "Rows of subjects' histories that were brought to the store", written.clone());
+        let help = "What is missing in histories: requests of too many subjects at once, and rows that the store did not take";
+        let [full, not_taken] = counters(registry, "history_dropped", help, "reason", ["full", "store"]);
+        History { written, full, not_taken }
+    }
+
+    pub fn record_full(&self, requests: u64) {
+        self.full.inc_by(requests.saturating_sub(self.full.get()));
+    }
+}
+
+fn epoch_seconds(time: SystemTime) -> i64 {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
 impl Memory {
@@ -233,6 +294,11 @@ mod tests {
         metrics.reloads.record(false, 4, 1);
         metrics.memory.record(10, 5);
         metrics.memory.record(7, 6);
+        metrics.records.tiers.set(2);
+        metrics.records.record_sync(Some(UNIX_EPOCH + std::time::Duration::from_secs(77)), 3);
+        metrics.records.record_sync(Some(UNIX_EPOCH + std::time::Duration::from_secs(78)), 4);
+        metrics.history.record_full(5);
+        metrics.history.record_full(5);
         metrics.store.latency.record(std::time::Duration::from_micros(300));
         let text = metrics.text();
         for line in [
@@ -244,6 +310,12 @@ mod tests {
             "weir_config_revision 4",
             "weir_config_kept_domains 1",
             "weir_memory_counters 7",
+            "weir_records{kind=\"subject\"} 0",
+            "weir_records{kind=\"tier\"} 2",
+            "weir_records_last_sync_timestamp_seconds 78",
+            "weir_records_sync_failures_total 4",
+            "weir_history_dropped_total{reason=\"full\"} 5",
+            "weir_history_dropped_total{reason=\"store\"} 0",
             "weir_memory_evicted_counters_total 6",
             "weir_store_latency_seconds_bucket{le=\"0.00025\"} 0",
             "weir_store_latency_seconds_bucket{le=\"0.0005\"} 1",

@@ -10,4 +10,5 @@ mod client;
 mod commands;
 mod description;
 mod everywhere;
+mod metrics;
 mod usage;

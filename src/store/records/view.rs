@@ -83,6 +83,12 @@ impl RecordView {
         self.subjects.load(Ordering::Relaxed)
     }
 
+    /// Switches that are not off: of domains, and the one of all.
+    pub fn switches(&self) -> usize {
+        let switches = self.switches.load();
+        switches.domains.len() + usize::from(switches.all != Switch::Off)
+    }
+
     /// The tiers that were defined while weir runs.
     pub fn tiers(&self) -> Arc<Tiers> {
         self.tiers.load_full()
@@ -248,9 +254,10 @@ mod tests {
         assert_eq!([view.switch(b"api"), view.switch(b"other")], [Switch::ShadowAll, Switch::Off]);
         set(None, Switch::AllowAll);
         assert_eq!([view.switch(b"api"), view.switch(b"other")], [Switch::AllowAll; 2]);
+        assert_eq!(view.switches(), 2);
         set(None, Switch::Off);
         set(Some("api"), Switch::Off);
-        assert_eq!(view.switch(b"api"), Switch::Off);
+        assert_eq!((view.switch(b"api"), view.switches()), (Switch::Off, 0));
     }
 
     #[test]

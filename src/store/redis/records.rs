@@ -4,7 +4,7 @@
 mod follow;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use deadpool_redis::redis::{Cmd, FromRedisValue, Pipeline, RedisError, RedisResult, cmd};
 use tokio::sync::{Notify, watch};
@@ -68,6 +68,12 @@ impl RedisRecords {
         let mut status = self.status.clone();
         // An error would mean that the task has ended, which it does not before the last clone is dropped.
         drop(status.wait_for(|status| status.position.is_some()).await);
+    }
+
+    /// When this process was last seen to know all records, and how often following them has failed.
+    pub fn synced(&self) -> (Option<SystemTime>, u64) {
+        let status = self.status.borrow();
+        (status.synced, status.failures)
     }
 
     /// The connection that the feed is followed over, once there is one.

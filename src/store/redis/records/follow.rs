@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use deadpool::managed::Object;
 use deadpool_redis::redis::{RedisError, cmd};
@@ -57,6 +57,10 @@ pub(super) struct Status {
     pub(super) link: Option<Link>,
     /// Why there is no connection.
     pub(super) obstacle: Option<Arc<str>>,
+    /// When that was last seen to be all that there is.
+    pub(super) synced: Option<SystemTime>,
+    /// Times that a connection for it failed, or was lost.
+    pub(super) failures: u64,
     /// What the subscriber knows; `None` before everything was loaded once.
     pub(super) position: Option<Position>,
 }
@@ -99,13 +103,20 @@ impl Follower {
                         tracing::warn!(reason, "what operators said is not followed for now; the last known stands");
                     }
                     drop(Object::take(object));
-                    self.status.send_modify(|status| (status.link, status.obstacle) = (None, Some(Arc::from(reason))));
+                    self.has_failed(Arc::from(reason));
                 }
-                Err(reason) => self.status.send_modify(|status| status.obstacle = Some(reason)),
+                Err(reason) => self.has_failed(reason),
             }
             tokio::select! { () = sleep(pause) => {}, () = self.wanted.notified() => {} }
             pause = LONGEST_PAUSE.min(2 * pause);
         }
+    }
+
+    fn has_failed(&self, reason: Arc<str>) {
+        self.status.send_modify(|status| {
+            (status.link, status.obstacle) = (None, Some(reason));
+            status.failures += 1;
+        });
     }
 
     /// Until the connection is of no more use; says whether it was of any, and why not any more.
@@ -121,7 +132,10 @@ impl Follower {
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut lost = link.lost();
         loop {
-            self.status.send_if_modified(|status| status.position.replace(position) != Some(position));
+            self.status.send_if_modified(|status| {
+                status.synced = Some(SystemTime::now());
+                status.position.replace(position) != Some(position)
+            });
             tokio::select! {
                 _ = lost.wait_for(|&lost| lost) => return "the connection was closed".to_owned(),
                 _ = every.tick() => {}
