@@ -1,5 +1,6 @@
 //! What operators change and look at, kept where the counters are.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ const FLUSH: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub enum Operators {
     Memory { records: Arc<MemoryRecords>, subjects: Arc<MemorySubjects> },
-    Redis { records: RedisRecords, subjects: RedisSubjects, refusals: Arc<Refusals> },
+    Redis { records: RedisRecords, subjects: RedisSubjects, refusals: Arc<Refusals>, shared: Arc<Shared> },
 }
 
 impl Operators {
@@ -31,9 +32,9 @@ impl Operators {
         Operators::Memory { records: Arc::new(MemoryRecords::new(shared)), subjects }
     }
 
-    pub(super) fn in_redis(records: RedisRecords, refusals: Arc<Refusals>, history_days: u32) -> Operators {
+    pub(super) fn in_redis(records: RedisRecords, refusals: Arc<Refusals>, shared: Arc<Shared>, history_days: u32) -> Operators {
         let subjects = RedisSubjects::new(records.clone(), Clock::System, history_days);
-        Operators::Redis { records, subjects, refusals }
+        Operators::Redis { records, subjects, refusals, shared }
     }
 
     /// Brings to the store what was added up since the last time. What the store does not take is lost.
@@ -116,7 +117,13 @@ impl SubjectStore for Operators {
     async fn counters(&self, domain_prefix: &[u8], subject: &[u8]) -> Result<Vec<Key>, StoreError> {
         match self {
             Operators::Memory { subjects, .. } => subjects.counters(domain_prefix, subject).await,
-            Operators::Redis { subjects, .. } => subjects.counters(domain_prefix, subject).await,
+            Operators::Redis { subjects, shared, .. } => {
+                let mut counters = subjects.counters(domain_prefix, subject).await?;
+                let known: HashSet<Key> = counters.iter().cloned().collect();
+                let local = shared.local().counters_of(domain_prefix, subject);
+                counters.extend(local.into_iter().filter(|key| !known.contains(key)));
+                Ok(counters)
+            }
         }
     }
 
@@ -127,12 +134,18 @@ impl SubjectStore for Operators {
         }
     }
 
-    /// This process forgets at once what it remembers of refusals; the others do within a second.
+    /// This process forgets at once what it remembers of refusals, and what it counted by itself while the store was away; the
+    /// others forget refusals within a second.
     async fn forget(&self, counters: &[Key]) -> Result<u64, StoreError> {
         match self {
             Operators::Memory { subjects, .. } => subjects.forget(counters).await,
-            Operators::Redis { subjects, refusals, .. } => {
+            Operators::Redis { subjects, refusals, shared, .. } => {
                 let forgotten = subjects.forget(counters).await;
+                if forgotten.is_ok() {
+                    for key in counters {
+                        shared.local().forget(key);
+                    }
+                }
                 refusals.clear();
                 forgotten
             }

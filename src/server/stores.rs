@@ -109,7 +109,7 @@ impl Stores {
                     loading.loaded().await;
                     readiness.set_records_loaded();
                 });
-                Operators::in_redis(records, redis.refusals.clone(), history_days)
+                Operators::in_redis(records, redis.refusals.clone(), shared.clone(), history_days)
             }
         }
     }

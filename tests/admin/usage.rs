@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{call, decide, done, open, subject, user};
+use crate::client::{RULES, call, decide, done, open, subject, user};
 use crate::support::eventually;
 use crate::support::http;
 use crate::support::redis::RedisServer;
-use crate::support::weir::Weir;
+use crate::support::weir::{Settings, Weir};
 
 const LATER: &str = "2100-01-01T00:00:00Z";
 
@@ -170,4 +170,26 @@ async fn what_one_replica_counted_another_one_tells_and_forgets() {
     assert_eq!(user(&one, "u1").await, (true, 2));
     done(&other, "POST", &format!("{}/reset", subject("u1")), json!({"kind": "all"})).await;
     assert_eq!(user(&one, "u1").await, (true, 2), "a counter that comes back is still known");
+}
+
+#[tokio::test]
+async fn what_was_counted_without_redis_is_forgotten_too() {
+    let mut redis = RedisServer::start();
+    let rules = RULES.replace("\ndescriptors:", "\ndefaults: {on_store_failure: local}\ndescriptors:");
+    let settings = Settings::with_rules(&rules).redis(&redis.url()).env("WEIR_ADMIN_LOCAL_CHANGES", "true");
+    let weir = settings.flag("--replicas", "1").start().await;
+    let admitted = async || {
+        let mut admitted = 0;
+        for _ in 0..5 {
+            admitted += u32::from(user(&weir, "u1").await.0);
+        }
+        admitted
+    };
+    redis.kill();
+    assert_eq!((admitted().await, admitted().await), (3, 0), "by this process's own count");
+    redis.restart();
+    let reset = format!("{}/reset", subject("u1"));
+    eventually("a reset", async || call(&weir, "POST", &reset, json!({"kind": "rate"})).await.status == 200).await;
+    redis.kill();
+    assert_eq!(admitted().await, 3);
 }
