@@ -4,24 +4,12 @@
 #[path = "support/rules.rs"]
 mod support;
 
-use support::{Trial, descriptor, fixed, limit, named, request, rule};
+use support::{Trial, descriptor, fixed, kinds, limit, named, overridden, replacing, request, rule};
 use weir::limit::{Algorithm, DAY, HOUR, MINUTE, SECOND};
 use weir::rules::Rule;
 use weir::rules::decision::Code;
-use weir::rules::plan::{Kind, Plan, Verdict};
-use weir::rules::request::{Descriptor, LimitOverride, Request};
-
-fn overridden(requests_per_unit: u32, unit: i32, descriptor: Descriptor<'_>) -> Descriptor<'_> {
-    Descriptor { limit: Some(LimitOverride { requests_per_unit, unit, unit_multiplier: None }), ..descriptor }
-}
-
-fn replacing(names: &[&str], rule: Rule) -> Rule {
-    Rule { replaces: names.iter().map(|&name| name.into()).collect(), ..rule }
-}
-
-fn kinds(plan: &Plan) -> Vec<Kind> {
-    plan.descriptors.iter().map(|planned| planned.kind).collect()
-}
+use weir::rules::plan::{Kind, Verdict};
+use weir::rules::request::{Descriptor, Request};
 
 mod layers {
     use super::*;

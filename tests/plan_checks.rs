@@ -3,24 +3,12 @@
 #[path = "support/rules.rs"]
 mod support;
 
-use support::{Trial, blocking, descriptor, domain, fixed, hits, limit, named, request, rule};
+use support::{Trial, blocking, descriptor, domain, fixed, hits, kinds, limit, named, overridden, replacing, request, rule};
 use weir::limit::{Algorithm, Charge, DAY, HOUR, MINUTE, Micros, Mode, Operation, RetryAfter, SECOND, WEEK};
 use weir::rules::decision::Code;
-use weir::rules::plan::{Kind, Moment, Plan, PlanError, PlanSettings, Source, plan};
+use weir::rules::plan::{Kind, Moment, PlanError, PlanSettings, Source, plan};
 use weir::rules::request::{Descriptor, LimitOverride, Request};
 use weir::rules::{ChargeRule, Rule, RuleLimit};
-
-fn overridden(requests_per_unit: u32, unit: i32, descriptor: Descriptor<'_>) -> Descriptor<'_> {
-    Descriptor { limit: Some(LimitOverride { requests_per_unit, unit, unit_multiplier: None }), ..descriptor }
-}
-
-fn replacing(names: &[&str], rule: Rule) -> Rule {
-    Rule { replaces: names.iter().map(|&name| name.into()).collect(), ..rule }
-}
-
-fn kinds(plan: &Plan) -> Vec<Kind> {
-    plan.descriptors.iter().map(|planned| planned.kind).collect()
-}
 
 mod hit_counts {
     use super::*;

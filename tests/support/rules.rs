@@ -9,8 +9,8 @@ use weir::limit::{Algorithm, Limit, Micros, SECOND};
 use weir::rules::address::Addresses;
 use weir::rules::decision::{self, Code, Decision};
 use weir::rules::key::{self, domain_prefix};
-use weir::rules::plan::{Moment, Plan, PlanSettings, plan};
-use weir::rules::request::{Descriptor, Entry, Request};
+use weir::rules::plan::{Kind, Moment, Plan, PlanSettings, plan};
+use weir::rules::request::{Descriptor, Entry, LimitOverride, Request};
 use weir::rules::subject::SubjectRecord;
 use weir::rules::tier::Plans;
 use weir::rules::tree::{Matcher, Node, Pattern};
@@ -61,6 +61,11 @@ pub fn blocking(block_for: Micros, rule: Rule) -> Rule {
     Rule { block: Some(Block::new(Limit::penalty(block_for).expect("a block"))), ..rule }
 }
 
+/// A rule that stands in for others.
+pub fn replacing(names: &[&str], rule: Rule) -> Rule {
+    Rule { replaces: names.iter().map(|&name| name.into()).collect(), ..rule }
+}
+
 /// A path's rules; of an entry, the value `""` is the key alone and an asterisk makes a pattern, shared if it ends in `~`.
 pub fn domain(rules: &[(&[(&str, &str)], Rule)]) -> Domain {
     let mut tree = Node::default();
@@ -107,6 +112,15 @@ pub fn request<'a>(descriptors: impl IntoIterator<Item = Descriptor<'a>>) -> Req
 
 pub fn hits(hits: u64, descriptor: Descriptor<'_>) -> Descriptor<'_> {
     Descriptor { hits: Some(hits), ..descriptor }
+}
+
+/// With a limit of its own.
+pub fn overridden(requests_per_unit: u32, unit: i32, descriptor: Descriptor<'_>) -> Descriptor<'_> {
+    Descriptor { limit: Some(LimitOverride { requests_per_unit, unit, unit_multiplier: None }), ..descriptor }
+}
+
+pub fn kinds(plan: &Plan) -> Vec<Kind> {
+    plan.descriptors.iter().map(|planned| planned.kind).collect()
 }
 
 /// Rules with counters, at a time that stands still.
