@@ -161,6 +161,10 @@ async fn histories_agree() {
         let by_redis = both.redis_subjects.recall(name, today - 1, today + 2).await.expect("Redis answers");
         assert_eq!(both.memory_subjects.recall(name, today - 1, today + 2).await, Ok(by_redis.clone()));
         assert_eq!(by_redis.iter().map(|(day, _)| *day).collect::<Vec<_>>(), [today, today + 1]);
+        let of_today = String::from_utf8([name, b"|2026-01-01".as_slice()].concat()).expect("UTF-8");
+        let left: u64 = server.command(&["TTL", &of_today]).await;
+        let kept = u64::from(KEPT_DAYS + 1) * 86_400;
+        assert!((kept - 600..=kept).contains(&left), "{left} s");
     }
 }
 

@@ -193,3 +193,29 @@ async fn what_was_counted_without_redis_is_forgotten_too() {
     redis.kill();
     assert_eq!(admitted().await, 3);
 }
+
+#[tokio::test]
+async fn history_is_told_of_the_days_that_it_is_kept_for() {
+    let redis = RedisServer::start();
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let days: Vec<String> = (0..5).map(|ago| today.checked_sub(jiff::Span::new().days(ago)).expect("a date").to_string()).collect();
+    for day in &days {
+        let _: u64 = redis.command(&["HSET", &format!("w1|api|{{user_id=u1}}|history|{day}"), "allowed", "7", "cost", "9"]).await;
+    }
+    let weir = open().redis(&redis.url()).flag("--history-days", "3").start().await;
+    let told = async |query: &str| {
+        let history = done(&weir, "GET", &format!("{}/history{query}", subject("u1")), json!(null)).await;
+        let days = history["days"].as_array().expect("a list").iter();
+        days.map(|day| day["date"].as_str().expect("a date").to_owned()).collect::<Vec<_>>()
+    };
+    // Midnight may have passed since.
+    let kept = [days[2].clone(), days[1].clone(), days[0].clone()];
+    let is_kept = |told: &[String]| told == &kept[..] || told == &kept[1..];
+    for query in ["", "?from=2020-01-01", "?to=2100-01-01"] {
+        let told = told(query).await;
+        assert!(is_kept(&told), "{query}: {told:?}");
+    }
+    assert_eq!(told(&format!("?from={}&to={}", days[1], days[1])).await, [days[1].clone()]);
+    let none = open().flag("--history-days", "0").start().await;
+    assert_eq!(call(&none, "GET", &format!("{}/history", subject("u1")), json!(null)).await.status, 400);
+}
