@@ -69,6 +69,10 @@ async fn the_same_over_grpc() {
     let mut read = Request::new(proto::GetSwitchRequest::default());
     read.metadata_mut().insert("authorization", format!("Bearer {READ}").parse().expect("a header"));
     assert_eq!(client.get_switch(read).await.expect("it may look").into_inner().switch, "shadow");
+    eventually("the audit of what was done and of two refusals", async || weir.log().matches("audit").count() == 3).await;
+    let log = weir.log();
+    let done = log.lines().find(|line| line.contains("SetSwitch") && line.contains("done"));
+    assert!(done.is_some_and(|line| line.contains("bob") && line.contains("shadow")), "{log}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::client::{RULES, done, open, subject, user};
+use crate::client::{RULES, decide, done, open, subject, user};
 use crate::support::redis::RedisServer;
 use crate::support::weir::{Settings, Weir};
 use crate::support::{eventually, http};
@@ -68,4 +68,30 @@ async fn a_replica_tells_whether_it_follows_and_what_of_the_history_is_lost() {
     assert_eq!(in_force(&other).await, [2, 1, 1], "the last known stands");
     redis.restart();
     eventually("it follows again, an empty Redis", async || in_force(&other).await == [0, 0, 0] && synced().await > last).await;
+}
+
+#[tokio::test]
+async fn callers_of_no_known_tier_are_counted() {
+    let rules = "
+domain: api
+tiers: {free: {limits: [1/hour]}, pro: {limits: [5/hour]}}
+default_tier: free
+descriptors:
+  - {key: user_id, rate_limit: {tier: {entry: tier}}}
+  - {key: tenant, rate_limit: {tier: {assigned: tenant}}}
+";
+    let weir = Settings::with_rules(rules).env("WEIR_ADMIN_LOCAL_CHANGES", "true").start().await;
+    let unknown = async || metric(&weir, "weir_unknown_tier_total").await;
+    for tier in ["free", "pro"] {
+        decide(&weir, &[("user_id", "u1"), ("tier", tier)]).await;
+    }
+    assert_eq!(unknown().await, 0);
+    assert_eq!(decide(&weir, &[("user_id", "u2"), ("tier", "gold")]).await, (true, 0));
+    assert_eq!(decide(&weir, &[("user_id", "u3")]).await, (true, 0));
+    assert_eq!(unknown().await, 2);
+    assert_eq!(decide(&weir, &[("tenant", "t1")]).await, (true, 0));
+    assert_eq!(unknown().await, 2, "nobody has to be assigned one");
+    let call = (json!({"tier": "pro"}), "/v1/domains/api/subjects/tenant=t1/tier");
+    done(&weir, "PUT", call.1, call.0).await;
+    assert_eq!(decide(&weir, &[("tenant", "t1")]).await, (true, 3));
 }
