@@ -118,6 +118,23 @@ descriptors:
 }
 
 #[tokio::test]
+async fn addresses_of_one_network_share_a_limit() {
+    let rules = "
+domain: envoy
+addresses: remote_address
+descriptors:
+  - {key: remote_address, rate_limit: {unit: day, requests_per_unit: 2}}
+";
+    let weir = Settings::with_rules(rules).start().await;
+    let envoy = Front::asking(weir.grpc).rate_limits(json!([{"actions": [{"remote_address": {}}]}])).start().await;
+    let from = async |address: &str| envoy.get(&[("x-forwarded-for", address.as_bytes())]).await.status;
+    assert_eq!([from("2001:db8::1").await, from("2001:db8::ffff:1").await, from("2001:db8::2").await], [200, 200, 429]);
+    assert_eq!([from("2001:db8:0:1::1").await, from("192.0.2.1").await, from("192.0.2.2").await], [200, 200, 200]);
+    assert_eq!([from("192.0.2.1").await, from("192.0.2.1").await, from("192.0.2.2").await], [200, 429, 200]);
+    assert_eq!(remaining(&weir, ("remote_address", "2001:db8:0:1::abcd")).await, 1);
+}
+
+#[tokio::test]
 async fn envoys_own_headers_come_from_the_statuses() {
     let weir = Settings::with_rules(RULES).start().await;
     let envoy = Front::asking(weir.grpc)

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::client::{decide, done};
+use crate::support::eventually;
 use crate::support::weir::Settings;
 
 const RULES: &str = r"
@@ -11,7 +12,8 @@ subject: remote_address
 addresses: remote_address
 descriptors:
   - {key: remote_address, name: anybody, rate_limit: {unit: day, requests_per_unit: 9}}
-  - {key: remote_address, value: {cidr: '2001:db8::/32'}, name: ours, rate_limit: {unit: day, requests_per_unit: 4}}
+  - {key: remote_address, value: {cidr: '2001:db8::/48'}, name: ours, rate_limit: {unit: day, requests_per_unit: 4}}
+  - {key: remote_address, value: {cidr: '2001:db8:1::/48'}, name: free, rate_limit: {unlimited: true}}
 ";
 
 fn of(address: &str, what: &str) -> String {
@@ -45,4 +47,18 @@ async fn a_network_is_one_subject_whichever_address_is_named() {
     let named = json!({"subjects": [{"domain": "api", "subject": "remote_address=2001:db8::c", "multiplier": 2}]});
     done(&weir, "POST", "/v1/records", named).await;
     assert_eq!(ask("2001:db8::1").await, (true, 6), "of twice as many");
+}
+
+#[tokio::test]
+async fn its_history_is_that_of_the_network_too_where_nothing_is_counted() {
+    let weir = Settings::with_rules(RULES).start().await;
+    for address in ["2001:db8:1::1", "2001:db8:1::2", "2001:db8:1:1::3"] {
+        assert!(decide(&weir, &[("remote_address", address)]).await.0);
+    }
+    eventually("the history of two of them", async || {
+        let history = done(&weir, "GET", &of("2001:db8:1::9", "/history"), json!(null)).await;
+        let days = history["days"].as_array().expect("a list");
+        days.iter().map(|day| day["allowed"].as_u64().expect("a number")).sum::<u64>() == 2
+    })
+    .await;
 }
