@@ -77,7 +77,7 @@ impl Addresses {
         &counted[..end.unwrap_or(counted.len())]
     }
 
-    /// The networks of a request's entries, for [`Networks::of`].
+    /// The networks of a request's entries.
     pub(super) fn networks(&self, request: &Request<'_>) -> Networks {
         let of_entries = request.descriptors.iter().map(|descriptor| {
             let entries = descriptor.entries.iter();

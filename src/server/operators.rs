@@ -46,8 +46,9 @@ impl Operators {
         let subjects = tallies.len();
         let (history, rows) = (&shared.metrics().history, subjects as u64);
         match self.remember(tallies).await {
-            Ok(()) => {
-                history.written.inc_by(rows);
+            Ok(without_room) => {
+                history.written.inc_by(rows - without_room);
+                history.not_taken.inc_by(without_room);
             }
             Err(error) => {
                 history.not_taken.inc_by(rows);
@@ -152,7 +153,7 @@ impl SubjectStore for Operators {
         }
     }
 
-    async fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> Result<(), StoreError> {
+    async fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> Result<u64, StoreError> {
         match self {
             Operators::Memory { subjects, .. } => subjects.remember(tallies).await,
             Operators::Redis { subjects, .. } => subjects.remember(tallies).await,

@@ -33,8 +33,8 @@ pub trait SubjectStore: Send + Sync {
     /// Forgets these counters, all of one subject; says how many there were.
     fn forget(&self, counters: &[Key]) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// Adds to histories, each by the name of [`crate::rules::key::of_subject`].
-    fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Adds to histories, each by the name of [`crate::rules::key::of_subject`]; says for how many there was no room.
+    fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
     /// What is known of these days, both included, ascending.
     fn recall(&self, history: &[u8], from: Day, to: Day) -> impl Future<Output = Result<Vec<(Day, Tally)>, StoreError>> + Send;
@@ -56,16 +56,17 @@ struct Histories {
 }
 
 impl Histories {
-    /// While there are as many days as there may be, subjects that are new today are not remembered.
-    fn add(&mut self, name: Box<[u8]>, day: Day, tally: &Tally) {
+    /// While there are as many days as there may be, subjects that are new today are not remembered: false.
+    fn add(&mut self, name: Box<[u8]>, day: Day, tally: &Tally) -> bool {
         let is_full = self.days >= MAX_DAYS_IN_MEMORY;
         if is_full && !self.by_name.get(&name).is_some_and(|days| days.contains_key(&day)) {
-            return;
+            return false;
         }
         let days = self.by_name.entry(name).or_default();
         let before = days.len();
         days.entry(day).or_default().add(tally);
         self.days += days.len() - before;
+        true
     }
 
     /// Once a day.
@@ -105,13 +106,14 @@ impl SubjectStore for MemorySubjects {
         Ok(counters.iter().map(|key| u64::from(self.store.forget(key))).sum())
     }
 
-    async fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> Result<(), StoreError> {
+    async fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> Result<u64, StoreError> {
         let mut histories = self.histories.lock();
+        let mut without_room = 0;
         for (name, day, tally) in tallies {
             histories.drop_before((day + 1).saturating_sub(self.kept_days));
-            histories.add(name, day, &tally);
+            without_room += u64::from(!histories.add(name, day, &tally));
         }
-        Ok(())
+        Ok(without_room)
     }
 
     async fn recall(&self, history: &[u8], from: Day, to: Day) -> Result<Vec<(Day, Tally)>, StoreError> {
@@ -130,10 +132,9 @@ mod tests {
         let mut histories = Histories::default();
         let name = |number: usize| number.to_string().into_bytes().into_boxed_slice();
         let one = Tally { allowed: 1, ..Tally::default() };
-        for number in 0..MAX_DAYS_IN_MEMORY + 10 {
-            histories.add(name(number), 7, &one);
-        }
-        histories.add(name(1), 7, &one);
+        let added = (0..MAX_DAYS_IN_MEMORY + 10).filter(|&number| histories.add(name(number), 7, &one)).count();
+        assert_eq!(added, MAX_DAYS_IN_MEMORY);
+        assert!(histories.add(name(1), 7, &one));
         assert_eq!((histories.days, histories.by_name.len()), (MAX_DAYS_IN_MEMORY, MAX_DAYS_IN_MEMORY));
         assert_eq!(histories.by_name[&name(1)][&7].allowed, 2);
         histories.drop_before(8);

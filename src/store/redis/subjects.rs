@@ -60,7 +60,7 @@ impl SubjectStore for RedisSubjects {
         self.records.ask(&command).await
     }
 
-    async fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> Result<(), StoreError> {
+    async fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> Result<u64, StoreError> {
         for part in tallies.chunks(MAX_PIPELINE) {
             let mut pipeline = pipe();
             for (name, day, tally) in part {
@@ -77,7 +77,7 @@ impl SubjectStore for RedisSubjects {
             }
             self.records.ask_all::<()>(&pipeline).await?;
         }
-        Ok(())
+        Ok(0)
     }
 
     async fn recall(&self, history: &[u8], from: Day, to: Day) -> Result<Vec<(Day, Tally)>, StoreError> {
