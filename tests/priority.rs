@@ -16,14 +16,13 @@ use proptest::prelude::*;
 use support::redis::RedisServer;
 use support::rules::{NOW, descriptor, request};
 use tokio::runtime::Runtime;
-use tokio::time::Instant;
 use weir::config::{LoadOptions, load_texts};
 use weir::limit::{MINUTE, Micros, SECOND};
 use weir::rules::RuleSet;
 use weir::rules::decision::{self, Code};
 use weir::rules::plan::{Moment, PlanSettings, plan};
 use weir::store::memory::MemoryStore;
-use weir::store::{Clock, Store};
+use weir::store::{Clock, Group, Outcomes, Store, StoreError, Wait};
 
 const ALGORITHMS: [&str; 5] = ["fixed_window", "sliding_window_log", "sliding_window", "token_bucket", "leaky_bucket"];
 const LIMIT: u64 = 20;
@@ -63,8 +62,8 @@ impl<S: Store> Pool<S> {
         let domain = &self.rules.domains[&b"d"[..]];
         let asked = request([descriptor(&[("pool", &self.name), ("priority", class)])]);
         let plan = plan(domain, &asked, PlanSettings::default(), Moment::default(), &()).expect("a plan");
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let answers = join_all((0..calls).map(|_| self.store.apply(&plan.group, deadline))).await;
+        let wait = Wait::of(Duration::from_secs(60));
+        let answers = join_all((0..calls).map(|_| self.store.apply(&plan.group, wait))).await;
         let is_allowed = |outcomes: &_| decision::decide(domain, &plan, outcomes, false).code == Code::Ok;
         answers.into_iter().filter(|outcomes| is_allowed(outcomes.as_ref().expect("an answer"))).count() as u64
     }
@@ -158,7 +157,7 @@ fn without_a_reserve_low_callers_leave_nothing() {
 struct Shared<S>(Arc<S>);
 
 impl<S: Store> Store for Shared<S> {
-    async fn apply(&self, group: &weir::store::Group, deadline: Instant) -> Result<weir::store::Outcomes, weir::store::StoreError> {
-        self.0.apply(group, deadline).await
+    async fn apply(&self, group: &Group, wait: Wait) -> Result<Outcomes, StoreError> {
+        self.0.apply(group, wait).await
     }
 }

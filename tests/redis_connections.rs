@@ -308,7 +308,7 @@ async fn may_administer(settings: &RedisSettings) {
     }
     let subjects = RedisSubjects::new(records, Clock::System, 30);
     let tally = Tally { allowed: 1, refused: 1, cost: 1, tier: Some("pro".into()) };
-    assert_eq!(subjects.remember(vec![(b"w1|d|{a=b}|history".as_slice().into(), 7, tally.clone())]).await, Ok(()));
+    assert_eq!(subjects.remember(vec![(b"w1|d|{a=b}|history".as_slice().into(), 7, tally.clone())]).await, Ok(0));
     assert_eq!(subjects.recall(b"w1|d|{a=b}|history", 7, 8).await, Ok(vec![(7, tally)]));
     let counters = subjects.counters(b"w1|d", b"user=u1").await.expect("an index");
     assert!(subjects.forget(&counters).await.is_ok());
