@@ -21,11 +21,13 @@ local function check_of(packed)
     algorithm = makers[number]()
     made[number] = algorithm
   end
-  local leaky = number == LEAKY_BUCKET
+  local leaky, period = number == LEAKY_BUCKET, window / tick
   return {
     limit = {
-      algorithm = number, requests = requests, window = window, burst = burst, tick = tick, period = window / tick,
+      algorithm = number, requests = requests, window = window, burst = burst, tick = tick, period = period,
       leaky = leaky, capacity = makers[number] == bucket and burst or requests,
+      -- Of a bucket: its debt when it is empty, and the most that is owed.
+      full = burst * period, most = (burst + requests) * period,
     },
     algorithm = algorithm,
     step = algorithm.step,
@@ -137,17 +139,21 @@ for request = 1, requests do
   first = first + count
 end
 
--- Writes.
+-- Writes. A string costs Redis less than a number, which it would write as a double.
+local function milliseconds(ttl)
+  local rest = ttl % 1000
+  if rest > 0 then ttl = ttl + 1000 - rest end
+  if is_injected and ttl < 1000 * INJECTED_TTL then ttl = 1000 * INJECTED_TTL end
+  return format('%d', ttl / 1000)
+end
 for place = 1, size do
   local ttl = ttls[place]
   if ttl == 0 then
     -- Nothing to write.
-  elseif is_injected then
-    call('SET', KEYS[place], states[place], 'PX', max(math.ceil(ttl / 1000), INJECTED_TTL))
-  elseif ttl == KEEP then
+  elseif ttl == KEEP and not is_injected then
     call('SET', KEYS[place], states[place], 'KEEPTTL')
   else
-    call('SET', KEYS[place], states[place], 'PX', max(math.ceil(ttl / 1000), 1))
+    call('SET', KEYS[place], states[place], 'PX', milliseconds(ttl))
   end
 end
 

@@ -1,14 +1,5 @@
 -- bucket.rs: token bucket and leaky bucket. State: tick, debt in units of one token over the period.
 local function bucket()
-  local function most_debt(limit)
-    return (limit.burst + limit.requests) * limit.period
-  end
-
-  local function drain_ticks(limit, debt)
-    if debt == 0 then return 0 end
-    return floor((debt + limit.requests - 1) / limit.requests)
-  end
-
   -- tick, debt
   local function meter(limit, state, now)
     local tick = floor(now / limit.tick)
@@ -16,17 +7,18 @@ local function bucket()
     if #state ~= 16 then return nil end
     local at, debt = unpack_struct('<dd', state)
     if at % 1 ~= 0 or at < 0 or at >= EXACT or debt % 1 ~= 0 or debt < 0 or debt >= EXACT then return nil end
-    local most = most_debt(limit)
-    if debt > most then debt = most end
+    if debt > limit.most then debt = limit.most end
     if at >= tick then return tick, debt end
-    local elapsed = tick - at
-    if elapsed >= drain_ticks(limit, debt) then return tick, 0 end
-    return tick, debt - elapsed * limit.requests
+    -- What is paid back is exact below 2^53, and more than any debt above.
+    local paid = (tick - at) * limit.requests
+    if paid >= debt then return tick, 0 end
+    return tick, debt - paid
   end
 
   local function until_paid(limit, tick, now, debt)
-    if debt == 0 then return 0 end
-    return (tick + drain_ticks(limit, debt)) * limit.tick - now
+    if debt <= 0 then return 0 end
+    local requests = limit.requests
+    return (tick + floor((debt + requests - 1) / requests)) * limit.tick - now
   end
 
   local function store(limit, tick, debt, now)
@@ -36,24 +28,26 @@ local function bucket()
   local function step(limit, state, now, cost, max_delay)
     local tick, debt = meter(limit, state, now)
     if not tick then return nil end
-    local period, capacity = limit.period, limit.burst * limit.period
-    local remaining = debt < capacity and floor((capacity - debt) / period) or 0
+    local period, full = limit.period, limit.full
+    local remaining = debt < full and floor((full - debt) / period) or 0
     if cost > limit.burst then return false, remaining, NEVER, 0 end
-    local fits_at = (limit.burst - cost) * period
+    local fits_at = full - cost * period
     if max_delay and cost > 0 then
-      fits_at = min(fits_at, min(floor(max_delay / limit.tick), period * limit.burst) * limit.requests)
+      fits_at = min(fits_at, min(floor(max_delay / limit.tick), full) * limit.requests)
     end
     if debt > fits_at then return false, remaining, until_paid(limit, tick, now, debt - fits_at), 0 end
     if cost == 0 then return true, remaining, until_paid(limit, tick, now, debt), 0 end
     local delay = limit.leaky and until_paid(limit, tick, now, debt) or 0
-    local next, ttl = store(limit, tick, debt + cost * period, now)
-    return true, remaining - cost, ttl, delay, next, ttl
+    debt = debt + cost * period
+    local ttl = until_paid(limit, tick, now, debt)
+    if ttl < 1 then ttl = 1 end
+    return true, remaining - cost, ttl, delay, pack('<dd', tick, debt), ttl
   end
 
   local function charge(limit, state, now, cost)
     local tick, debt = meter(limit, state, now)
     local period = limit.period
-    local most = most_debt(limit)
+    local most = limit.most
     local room = most - debt
     debt = cost >= floor((room + period - 1) / period) and most or debt + cost * period
     return store(limit, tick, debt, now)

@@ -13,7 +13,7 @@
 local call = redis.call
 local pack, unpack_struct = struct.pack, struct.unpack
 local floor, max, min = math.floor, math.max, math.min
-local sub = string.sub
+local sub, format = string.sub, string.format
 
 -- Not a number that we would store, from here on.
 local EXACT = 9007199254740992
