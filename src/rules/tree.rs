@@ -1,26 +1,22 @@
 //! Finds the rule of a descriptor: per level the exact value, then patterns in declaration order, then the key alone. No
 //! backtracking, equal depth. Keys and values are looked up as a pair and never joined. What a level costs does not grow with
-//! the number of its exact values, one_of values, networks, or wildcards that begin or end differently; what is left, wildcards
-//! that differ in the middle alone and regular expressions, is tried as one set.
+//! the number of its exact values, one_of values, networks, or wildcards that begin, end, or have one piece in between
+//! differently; what is left, wildcards of more pieces and regular expressions, is tried as one set.
+
+mod index;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
-use regex::bytes::{Regex, RegexSet};
+use regex::bytes::Regex;
 use smallvec::SmallVec;
 
+use self::index::PatternIndex;
 use super::RuleId;
 use super::key::Part;
 use super::request::Entry;
-
-/// From this many wildcards and regular expressions on one key, they are compiled into sets.
-const SET_FROM: usize = 8;
-/// How many different lengths of prefixes (or suffixes) are looked up one by one.
-const MAX_LENGTHS: usize = 64;
-/// Patterns in one set: bounds the memory of its automaton.
-const SET_SIZE: usize = 512;
 
 /// How a descriptor's value is matched.
 #[derive(Clone, Debug)]
@@ -46,6 +42,17 @@ impl Pattern {
             Pattern::OneOf(values) => values.iter().any(|one| **one == *value),
             Pattern::Cidr(network) => address(value).is_some_and(|address| network.contains(&address)),
             Pattern::Regex(regex) => regex.is_match(value),
+        }
+    }
+
+    /// The pieces of a wildcard that has one between two asterisks: before, between, after.
+    fn around_middle(&self) -> Option<[&[u8]; 3]> {
+        match self {
+            Pattern::Wildcard(pieces) => match &pieces[..] {
+                [first, middle, last] if !middle.is_empty() => Some([first, middle, last]),
+                _ => None,
+            },
+            _ => None,
         }
     }
 
@@ -119,76 +126,6 @@ struct PatternNode {
     text: Box<[u8]>,
     shared: bool,
     node: Node,
-}
-
-/// What [`Node::seal`] makes of a branch's patterns, each by its place in the declaration order.
-#[derive(Clone, Debug, Default)]
-struct PatternIndex {
-    one_of: HashMap<Box<[u8]>, usize, RandomState>,
-    networks: HashMap<IpNet, usize, RandomState>,
-    /// Prefix lengths that occur, IPv4 and IPv6 apart.
-    v4_lengths: Vec<u8>,
-    v6_lengths: Vec<u8>,
-    prefixes: EndIndex,
-    suffixes: EndIndex,
-    /// Few wildcards and expressions: tried one by one.
-    singles: Vec<usize>,
-    /// Many: the set, and each member's place.
-    sets: Vec<(RegexSet, Vec<usize>)>,
-}
-
-/// Wildcards by the literal piece that they begin (or end) with; few share one.
-#[derive(Clone, Debug, Default)]
-struct EndIndex {
-    places: HashMap<Box<[u8]>, Vec<usize>, RandomState>,
-    /// How long the pieces are.
-    lengths: Vec<usize>,
-}
-
-impl EndIndex {
-    /// Takes those wildcards that few others share their piece with, and gives the rest back.
-    fn new(wildcards: Vec<(&[u8], usize)>) -> (EndIndex, Vec<usize>) {
-        let mut index = EndIndex::default();
-        for (piece, place) in wildcards {
-            index.places.entry(piece.into()).or_default().push(place);
-        }
-        let mut rest = Vec::new();
-        index.places.retain(|_, places| {
-            if places.len() >= SET_FROM {
-                rest.append(places);
-            }
-            !places.is_empty()
-        });
-        index.lengths = index.places.keys().map(|piece| piece.len()).collect();
-        index.lengths.sort_unstable();
-        index.lengths.dedup();
-        if index.lengths.len() > MAX_LENGTHS {
-            rest.extend(index.places.drain().flat_map(|(_, places)| places));
-            index.lengths.clear();
-        }
-        rest.sort_unstable();
-        (index, rest)
-    }
-
-    /// The places whose piece stands in the value where `cut` looks for it.
-    fn candidates<'i>(&'i self, value: &'i [u8], cut: fn(&[u8], usize) -> &[u8]) -> impl Iterator<Item = usize> + 'i {
-        let fitting = self.lengths.iter().take_while(|length| **length <= value.len());
-        fitting.filter_map(move |length| self.places.get(cut(value, *length))).flatten().copied()
-    }
-}
-
-/// One set of expressions, or as many as their size asks for: each alone is known to compile.
-fn add_sets(sets: &mut Vec<(RegexSet, Vec<usize>)>, patterns: &[PatternNode], places: &[usize]) -> Result<(), regex::Error> {
-    match RegexSet::new(places.iter().filter_map(|&place| patterns[place].pattern.as_regex())) {
-        Ok(set) => sets.push((set, places.to_vec())),
-        Err(error) if places.len() == 1 => return Err(error),
-        Err(_) => {
-            let (first, second) = places.split_at(places.len() / 2);
-            add_sets(sets, patterns, first)?;
-            add_sets(sets, patterns, second)?;
-        }
-    }
-    Ok(())
 }
 
 /// The rule of a descriptor, and its entries as they stand in counter keys.
@@ -275,76 +212,10 @@ impl Branch {
     }
 }
 
-impl PatternIndex {
-    fn new(patterns: &[PatternNode]) -> Result<PatternIndex, regex::Error> {
-        let mut index = PatternIndex::default();
-        let mut expressions = Vec::new();
-        for (place, node) in patterns.iter().enumerate() {
-            match &node.pattern {
-                Pattern::OneOf(values) => {
-                    for value in values {
-                        index.one_of.entry(value.clone()).or_insert(place);
-                    }
-                }
-                Pattern::Cidr(network) => {
-                    index.networks.entry(network.trunc()).or_insert(place);
-                    let lengths = if network.addr().is_ipv4() { &mut index.v4_lengths } else { &mut index.v6_lengths };
-                    if !lengths.contains(&network.prefix_len()) {
-                        lengths.push(network.prefix_len());
-                    }
-                }
-                Pattern::Wildcard(_) | Pattern::Regex(_) => expressions.push(place),
-            }
-        }
-        if expressions.len() < SET_FROM {
-            index.singles = expressions;
-            return Ok(index);
-        }
-        let end = |place: usize, last: bool| match &patterns[place].pattern {
-            Pattern::Wildcard(pieces) => if last { pieces.last() } else { pieces.first() }.map(|piece| (&**piece, place)),
-            _ => None,
-        };
-        let (wildcards, mut rest): (Vec<usize>, Vec<usize>) =
-            expressions.into_iter().partition(|place| end(*place, false).is_some());
-        let (prefixes, wildcards) = EndIndex::new(wildcards.into_iter().filter_map(|place| end(place, false)).collect());
-        let (suffixes, wildcards) = EndIndex::new(wildcards.into_iter().filter_map(|place| end(place, true)).collect());
-        (index.prefixes, index.suffixes) = (prefixes, suffixes);
-        rest.extend(wildcards);
-        rest.sort_unstable();
-        for places in rest.chunks(SET_SIZE) {
-            add_sets(&mut index.sets, patterns, places)?;
-        }
-        Ok(index)
-    }
-
-    /// The first pattern in declaration order that matches.
-    fn first(&self, patterns: &[PatternNode], value: &[u8]) -> Option<usize> {
-        if patterns.is_empty() {
-            return None;
-        }
-        let one_of = self.one_of.get(value).copied();
-        let network = if self.networks.is_empty() { None } else { self.network(value) };
-        let single = self.singles.iter().copied().find(|&place| patterns[place].pattern.matches(value));
-        let in_set = self.sets.iter().find_map(|(set, places)| set.matches(value).iter().next().map(|member| places[member]));
-        let prefixed = self.prefixes.candidates(value, |value, length| &value[..length]);
-        let suffixed = self.suffixes.candidates(value, |value, length| &value[value.len() - length..]);
-        let wildcard = prefixed.chain(suffixed).filter(|&place| patterns[place].pattern.matches(value)).min();
-        [one_of, network, single, wildcard, in_set].into_iter().flatten().min()
-    }
-
-    fn network(&self, value: &[u8]) -> Option<usize> {
-        let address = address(value)?;
-        let lengths = if address.is_ipv4() { &self.v4_lengths } else { &self.v6_lengths };
-        let of_length = |length: &u8| {
-            let network = IpNet::new(address, *length).ok()?.trunc();
-            self.networks.get(&network).copied()
-        };
-        lengths.iter().filter_map(of_length).min()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use regex::bytes::RegexSet;
+
     use super::*;
 
     fn entry(key: &'static str, value: &'static str) -> Entry<'static> {
@@ -393,10 +264,36 @@ mod tests {
         let mut texts: Vec<String> = (0..200).map(|n| format!("/p{n}/*")).collect();
         texts.extend((0..200).map(|n| format!("*.s{n}")));
         texts.extend((0..200).map(|n| format!("/same/*/m{n}/*/end")));
+        texts.extend((0..200).map(|n| format!("/one/*/i{n}/*")));
+        texts.extend((0..20).map(|n| format!("/one/*/i{n}*{}", n % 3)));
+        texts.extend((0..20).map(|n| format!("*{n}{n}*{n}")));
         texts.extend(["/p*".to_owned(), "*/x".to_owned(), "/p1*/x".to_owned()]);
         let root = tree(texts.iter().map(|text| pattern(text, Pattern::wildcard(text))).collect());
-        let values =
-            ["/p7/x", "/p19/", "/p300", "/q/x", "a.s5", "/p3/a.s5", "/same/a/m7/b/end", "/same/m7/end", "none", "", "/p1/x"];
+        let values = [
+            "/p7/x",
+            "/p19/",
+            "/p300",
+            "/q/x",
+            "a.s5",
+            "/p3/a.s5",
+            "/same/a/m7/b/end",
+            "/same/m7/end",
+            "none",
+            "",
+            "/p1/x",
+            "/one/a/i7/b",
+            "/one/i7/",
+            "/one//i7/",
+            "/one/a/i17/0",
+            "/one/i1/i19/i18/x",
+            "/one/a/i12",
+            "/one/a/i12/i2/i1110",
+            "555",
+            "55",
+            "1111",
+            "9119",
+            "x1717171717",
+        ];
         for value in values {
             let alone = texts.iter().position(|text| Pattern::wildcard(text).matches(value.as_bytes()));
             assert_eq!(found(&root, value), alone.map(|place| u32::try_from(place).expect("few")), "{value}");
