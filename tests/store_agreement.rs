@@ -13,14 +13,17 @@ use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::cmd;
 use futures_util::future::join_all;
 use support::redis::RedisServer;
+use weir::limit::reservation::Gate;
 use weir::limit::{
     Algorithm, Charge, Check, DAY, Edges, HOUR, Hit, Limit, LimitError, MAX_EXACT, MAX_LOG_REQUESTS, MINUTE, MONTH, Micros, Mode,
     Operation, Period, SECOND, State, WEEK, YEAR,
 };
 use weir::rules::key::{self, Key, Part};
+use weir::rules::reservation;
 use weir::store::memory::{DEFAULT_MAX_COUNTERS, MemoryStore};
 use weir::store::redis::RedisStore;
-use weir::store::{Clock, Group, Store, Wait};
+use weir::store::reservations::{Gated, Passed, ReservationStore};
+use weir::store::{Clock, Group, StoreError, Wait};
 
 const SEEDS: [u64; 4] = [1, 2, 3, 4];
 /// Requests decided by both stores for each seed.
@@ -38,6 +41,7 @@ const ALGORITHMS: [Algorithm; 7] = [
     Algorithm::Penalty,
     Algorithm::Calendar,
 ];
+const TTLS: [Micros; 4] = [SECOND, MINUTE, HOUR, DAY];
 const WINDOWS: [Micros; 11] = [250, SECOND, 10 * SECOND, MINUTE, 61 * SECOND, HOUR, DAY, DAY + SECOND, WEEK, YEAR, 10 * YEAR];
 
 #[tokio::test]
@@ -62,7 +66,25 @@ struct Run {
     redis: RedisStore,
     connection: MultiplexedConnection,
     counters: Vec<Counter>,
+    reservations: Vec<Key>,
     decided: usize,
+}
+
+/// What both stores are asked.
+#[derive(Debug)]
+enum Asked {
+    Plain(Group),
+    Gated(Gated),
+}
+
+impl Asked {
+    async fn of<S: ReservationStore>(&self, store: &S) -> Result<Passed, StoreError> {
+        let wait = Wait::of(Duration::from_secs(60));
+        match self {
+            Asked::Plain(group) => store.apply(group, wait).await.map(|outcomes| Passed::Decided { outcomes, expires: None }),
+            Asked::Gated(gated) => store.pass(gated, wait).await,
+        }
+    }
 }
 
 /// A counter that requests of this run share: its shape is fixed, its size is not.
@@ -85,6 +107,7 @@ impl Run {
             redis,
             connection: server.connection().await,
             counters: Vec::new(),
+            reservations: Vec::new(),
             decided: 0,
         }
     }
@@ -93,8 +116,8 @@ impl Run {
         for set in 0.. {
             self.begin(set);
             for _ in 0..ROUNDS {
-                let groups: Vec<Group> = (0..=self.random.below(MAX_REQUESTS_A_BATCH)).map(|_| self.group()).collect();
-                self.decide_batch(&groups).await;
+                let batch: Vec<Asked> = (0..=self.random.below(MAX_REQUESTS_A_BATCH)).map(|_| self.asked()).collect();
+                self.decide_batch(&batch).await;
                 if self.decided >= requests {
                     return;
                 }
@@ -122,23 +145,24 @@ impl Run {
                 Counter { key, algorithm, window }
             })
             .collect();
+        let domain = key::domain_prefix("", b"agreement");
+        let name = |number: u64| reservation::key_of(&domain, format!("{}-{set}", self.seed).as_bytes(), &number.to_string());
+        self.reservations = (0..1 + few / 4).map(name).collect();
     }
 
-    async fn decide_batch(&mut self, groups: &[Group]) {
-        let wait = Wait::of(Duration::from_secs(60));
-        let by_redis = join_all(groups.iter().map(|group| self.redis.apply(group, wait))).await;
+    async fn decide_batch(&mut self, batch: &[Asked]) {
+        let by_redis = join_all(batch.iter().map(|asked| asked.of(&self.redis))).await;
         let now = self.now.load(Ordering::Acquire);
-        for (group, by_redis) in groups.iter().zip(by_redis) {
-            let by_memory = self.memory.decide(group);
+        for (asked, by_redis) in batch.iter().zip(by_redis) {
+            let by_memory = asked.of(&self.memory).await;
             self.decided += 1;
             assert_eq!(
-                by_redis.as_ref(),
-                Ok(&by_memory),
-                "seed {}, request {}, at {now}: Redis, then memory, for {group:#?}",
-                self.seed,
-                self.decided
+                by_redis, by_memory,
+                "seed {}, request {}, at {now}: Redis, then memory, for {asked:#?}",
+                self.seed, self.decided
             );
         }
+        self.compare_reservations(now).await;
         for (counter, by_redis) in self.counters.iter().zip(self.stored().await) {
             let by_memory = self.memory.state(&counter.key);
             let absent = by_memory.is_none() && by_redis.as_ref().is_some_and(|state| counter.is_over(state, now));
@@ -149,6 +173,15 @@ impl Run {
                 self.decided,
                 counter.key
             );
+        }
+    }
+
+    async fn compare_reservations(&self, now: Micros) {
+        let wait = Wait::of(Duration::from_secs(60));
+        for key in &self.reservations {
+            let by_redis = self.redis.kept(key, wait).await.expect("Redis answers");
+            let by_redis = by_redis.filter(|kept| kept.reservation.expires > now);
+            assert_eq!(by_redis, self.memory.reservation(key), "seed {}, at {now}: Redis, then memory, of {key:?}", self.seed);
         }
     }
 
@@ -189,10 +222,40 @@ impl Run {
     /// Deletes from Redis what has expired in memory.
     async fn forget(&self, which: impl Fn(&Counter) -> bool) {
         let over = self.counters.iter().filter(|counter| which(counter) && self.memory.state(&counter.key).is_none());
-        let over: Vec<&[u8]> = over.map(|counter| counter.key.as_bytes()).collect();
+        let gone = self.reservations.iter().filter(|key| self.memory.reservation(key).is_none());
+        let over: Vec<&[u8]> = over.map(|counter| counter.key.as_bytes()).chain(gone.map(Key::as_bytes)).collect();
         if !over.is_empty() {
             cmd("DEL").arg(over).exec_async(&mut self.connection.clone()).await.expect("Redis answers");
         }
+    }
+
+    fn asked(&mut self) -> Asked {
+        if !self.random.one_in(4) {
+            return Asked::Plain(self.group());
+        }
+        let key = self.reservations[self.random.index(self.reservations.len())].clone();
+        let memo: Arc<[u8]> = self.random.next().to_string().into_bytes().into();
+        if self.random.one_in(2) {
+            let (estimate, ttl) = (1 + self.random.below(20), self.random.one_of(&TTLS));
+            return Asked::Gated(Gated { key, gate: Gate::Reserve { estimate, ttl }, memo, group: self.group() });
+        }
+        // Of one that was there before this batch, or is made in it; now and then of another one.
+        let now = self.now.load(Ordering::Acquire);
+        let made = self.memory.reservation(&key).map_or(now, |kept| kept.reservation.made);
+        let made = if self.random.one_in(5) { self.random.one_of(&[now, now - 1]) } else { made };
+        let operation = self.random.one_of(&[Operation::Refund, Operation::Report]);
+        let mut group = Group { refused: false, ..self.group() };
+        // Nothing is there twice: refunds' counters may occur again behind them.
+        let mut seen = std::collections::HashSet::new();
+        let is_first: Vec<bool> = group.keys.iter().map(|key| seen.insert(key.clone())).collect();
+        let mut keep = is_first.iter().copied();
+        group.keys.retain(|_| keep.next().unwrap_or(false));
+        let mut keep = is_first.iter().copied();
+        group.checks.retain(|_| keep.next().unwrap_or(false));
+        for check in &mut group.checks {
+            check.operation = operation;
+        }
+        Asked::Gated(Gated { key, gate: Gate::Commit { actual: self.random.below(20), made }, memo, group })
     }
 
     /// A request: refunds first, then checks on distinct counters; a refund's counter may occur again.

@@ -10,6 +10,7 @@ mod calendar;
 mod decide;
 mod fixed_window;
 mod penalty;
+pub mod reservation;
 mod sliding_counter;
 mod sliding_log;
 

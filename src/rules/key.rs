@@ -36,7 +36,7 @@ const fn table(bytes: &[u8]) -> [bool; 256] {
 }
 
 /// A counter's name.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(Vec<u8>);
 
 impl Key {

@@ -10,6 +10,7 @@ pub mod key;
 pub mod plan;
 pub mod precedence;
 pub mod request;
+pub mod reservation;
 pub mod subject;
 pub mod tier;
 pub mod tier_definition;

@@ -14,6 +14,7 @@ use indexmap::IndexMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::reservations::{Gated, Kept, Passed, ReservationStore};
 use super::{Group, Outcomes, Store, StoreError, Wait};
 use crate::limit::{Algorithm, Charge, Check, Cost, Limit, Micros, Mode, Operation, Outcome, RetryAfter, SECOND};
 use crate::rules::key::Key;
@@ -89,6 +90,21 @@ impl<S: Store> Store for DenyCache<S> {
             self.refusals.remember(&question, outcomes, wait.asked);
         }
         answer
+    }
+}
+
+/// A gate is the store's alone; what a commit gives back makes room.
+impl<S: ReservationStore> ReservationStore for DenyCache<S> {
+    async fn pass(&self, gated: &Gated, wait: Wait) -> Result<Passed, StoreError> {
+        let answer = self.store.pass(gated, wait).await;
+        if self.refusals.max_bytes_per_shard > 0 {
+            self.refusals.forget_refunded(&gated.group);
+        }
+        answer
+    }
+
+    async fn kept(&self, key: &Key, wait: Wait) -> Result<Option<Kept>, StoreError> {
+        self.store.kept(key, wait).await
     }
 }
 

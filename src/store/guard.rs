@@ -16,8 +16,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::breaker::{Breaker, JITTER};
+use super::reservations::{Gated, Kept, Passed, ReservationStore};
 use super::{Group, Outcomes, Store, StoreError, Wait};
 use crate::limit::Micros;
+use crate::rules::key::Key;
 
 /// Successes are brought to the breaker this often, in µs, so that it knows in which part of its second they came.
 const TALLY_INTERVAL: Micros = 100_000;
@@ -91,6 +93,16 @@ impl<S> Guard<S> {
     pub fn store(&self) -> &S {
         &self.store
     }
+
+    /// Says what the store answered, for the breaker to count.
+    fn heard<T>(&self, answer: &Result<T, StoreError>, wait: Wait) {
+        match answer {
+            Ok(_) | Err(StoreError::Foreign(_)) => self.shared.succeeded(wait.asked, &self.tally),
+            Err(StoreError::Timeout) if wait.deadline.saturating_duration_since(wait.asked) < self.shared.patience => {}
+            Err(error @ (StoreError::Timeout | StoreError::Unavailable(_))) => self.shared.failed(error),
+            Err(StoreError::Open | StoreError::TooLarge(_)) => {}
+        }
+    }
 }
 
 impl<S: Store + Probe + 'static> Store for Guard<S> {
@@ -99,12 +111,27 @@ impl<S: Store + Probe + 'static> Store for Guard<S> {
             return Err(StoreError::Open);
         }
         let answer = self.store.apply(group, wait).await;
-        match &answer {
-            Ok(_) | Err(StoreError::Foreign(_)) => self.shared.succeeded(wait.asked, &self.tally),
-            Err(StoreError::Timeout) if wait.deadline.saturating_duration_since(wait.asked) < self.shared.patience => {}
-            Err(error @ (StoreError::Timeout | StoreError::Unavailable(_))) => self.shared.failed(error),
-            Err(StoreError::Open | StoreError::TooLarge(_)) => {}
+        self.heard(&answer, wait);
+        answer
+    }
+}
+
+impl<S: ReservationStore + Probe + 'static> ReservationStore for Guard<S> {
+    async fn pass(&self, gated: &Gated, wait: Wait) -> Result<Passed, StoreError> {
+        if self.shared.is_open() {
+            return Err(StoreError::Open);
         }
+        let answer = self.store.pass(gated, wait).await;
+        self.heard(&answer, wait);
+        answer
+    }
+
+    async fn kept(&self, key: &Key, wait: Wait) -> Result<Option<Kept>, StoreError> {
+        if self.shared.is_open() {
+            return Err(StoreError::Open);
+        }
+        let answer = self.store.kept(key, wait).await;
+        self.heard(&answer, wait);
         answer
     }
 }

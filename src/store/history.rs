@@ -107,6 +107,15 @@ pub struct Remembered<'a> {
 
 impl Recorder {
     pub fn record(&self, request: &Remembered<'_>) {
+        self.add(request, |tally| tally.count(request));
+    }
+
+    /// What a request cost that was counted before.
+    pub fn record_cost(&self, request: &Remembered<'_>) {
+        self.add(request, |tally| tally.cost = tally.cost.saturating_add(request.cost));
+    }
+
+    fn add(&self, request: &Remembered<'_>, add: impl FnOnce(&mut Tally)) {
         let mut name: SmallVec<[u8; 128]> = SmallVec::from_slice(request.domain_prefix);
         for part in [b"|{", request.subject, b"}|", NAME.as_bytes()] {
             name.extend_from_slice(part);
@@ -116,11 +125,11 @@ impl Recorder {
         match pending.get_mut(name.as_slice()) {
             Some((day, tally)) => {
                 *day = request.day;
-                tally.count(request);
+                add(tally);
             }
             None if has_room => {
                 let mut tally = Tally::default();
-                tally.count(request);
+                add(&mut tally);
                 pending.insert(name.as_slice().into(), (request.day, tally));
             }
             None => {

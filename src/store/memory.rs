@@ -4,6 +4,8 @@
 //! counters go as others are used (a few are looked at on every call) and by [`MemoryStore::sweep`]; what a caller invents is
 //! bounded by `max_counters`: when a shard is full, the counter that expires soonest of a small sample makes room.
 
+mod reservations;
+
 use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 use parking_lot::{Mutex, MutexGuard};
@@ -12,6 +14,7 @@ use std::borrow::Borrow;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use self::reservations::Reservations;
 use super::{Clock, Group, Outcomes, Store, StoreError, Wait};
 use crate::limit::{Check, Micros, Operation, State, decide};
 use crate::rules::key::{self, Key};
@@ -36,6 +39,8 @@ pub struct MemoryStore {
     clock: Clock,
     max_per_shard: usize,
     evicted: AtomicU64,
+    /// Locked before any shard is.
+    reservations: Mutex<Reservations>,
 }
 
 #[derive(Default)]
@@ -64,7 +69,8 @@ impl MemoryStore {
     pub fn new(clock: Clock, max_counters: usize) -> MemoryStore {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let max_per_shard = max_counters.div_ceil(SHARDS).max(1);
-        MemoryStore { shards, hasher: RandomState::default(), clock, max_per_shard, evicted: AtomicU64::new(0) }
+        let (hasher, evicted, reservations) = (RandomState::default(), AtomicU64::new(0), Mutex::default());
+        MemoryStore { shards, hasher, clock, max_per_shard, evicted, reservations }
     }
 
     /// What time it decides by.
@@ -99,6 +105,7 @@ impl MemoryStore {
             shard.counters.retain(|_, counter| counter.expires > now);
             shard.shrink();
         }
+        self.reservations.lock().forget_expired(now);
     }
 
     /// The live state of a counter.

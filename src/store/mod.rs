@@ -8,6 +8,7 @@ pub mod history;
 pub mod memory;
 pub mod records;
 pub mod redis;
+pub mod reservations;
 pub mod subjects;
 
 use std::future::Future;

@@ -5,6 +5,7 @@ mod batch;
 mod connect;
 mod listed;
 mod records;
+mod reservations;
 mod script;
 mod subjects;
 mod wire;
@@ -112,11 +113,15 @@ impl RedisStore {
         alive.map_err(|error| StoreError::Unavailable(Arc::from(error.to_string())))
     }
 
-    /// Queues a request; what comes back is where its answer will be.
-    fn send(&self, group: &Group, wait: Wait) -> Result<oneshot::Receiver<Result<Outcomes, StoreError>>, StoreError> {
-        let Some(encoded) = Encoded::new(group, &self.connector.listed.hasher) else {
-            return Err(StoreError::TooLarge(group.checks.len()));
-        };
+    /// Queues a group; what comes back is where its answer will be.
+    fn send(&self, group: &Group, wait: Wait) -> Result<Queued, StoreError> {
+        match Encoded::new(group, &self.connector.listed.hasher) {
+            Some(encoded) => self.queue(encoded, wait),
+            None => Err(StoreError::TooLarge(group.checks.len())),
+        }
+    }
+
+    fn queue(&self, encoded: Encoded, wait: Wait) -> Result<Queued, StoreError> {
         let (respond, answer) = oneshot::channel();
         match self.queue.try_send(Request { encoded, deadline: wait.deadline, respond: Some(respond) }) {
             Ok(()) => Ok(answer),
@@ -150,6 +155,9 @@ impl RedisStore {
         }
     }
 }
+
+/// Where the answer to a request in the queue will be.
+type Queued = oneshot::Receiver<Result<Outcomes, StoreError>>;
 
 impl Store for RedisStore {
     async fn apply(&self, group: &Group, wait: Wait) -> Result<Outcomes, StoreError> {

@@ -13,6 +13,7 @@ const SOURCE: &str = concat!(
     include_str!("lua/bucket.lua"),
     include_str!("lua/penalty.lua"),
     include_str!("lua/calendar.lua"),
+    include_str!("lua/reservation.lua"),
     include_str!("lua/decide.lua"),
     include_str!("lua/batch.lua"),
 );

@@ -9,7 +9,9 @@ use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
 use super::{listed, script};
+use crate::limit::reservation::{Gate, Reservation};
 use crate::limit::{Algorithm, Check, MAX_EXACT, Micros, Operation, Outcome, RetryAfter};
+use crate::store::reservations::{Gated, Kept};
 use crate::store::{Group, Outcomes, StoreError};
 
 /// A check: algorithm, operation, mode, charge, owner; cost, max_delay, requests, window, burst, tick.
@@ -26,6 +28,12 @@ const FEW_KEYS: usize = 64;
 const MAX_COMPARED: usize = 8;
 /// A check's part in the reply: its kind; remaining, after, delay.
 const ANSWER_SIZE: usize = 1 + 3 * 8;
+/// What the script knows a gate by: its algorithm, and its operations.
+const RESERVATION: u8 = 8;
+const RESERVE: u8 = 4;
+const COMMIT: u8 = 5;
+/// What stands before a reservation's outcomes: five numbers, and how many outcomes.
+const RESERVATION_HEADER: usize = 5 * 8 + 2;
 /// A listing: its counter's place, its life.
 const LISTING_SIZE: usize = 4 + 8;
 /// The most checks of one request: bounds how long the script may hold Redis up.
@@ -36,6 +44,8 @@ pub(super) struct Encoded {
     /// The packed checks, then the keys.
     bytes: Vec<u8>,
     counters: SmallVec<[Counter; 2]>,
+    /// What is kept with a reservation that is made; mostly there is none to be made.
+    memo: Option<Arc<[u8]>>,
 }
 
 /// The counter of a check.
@@ -77,7 +87,26 @@ impl Encoded {
             let length = u32::try_from(key.len()).expect("keys are short");
             counters.push(Counter { length, hash: hasher.hash_one(key), life: listed::life(check, group.refused) });
         }
-        Some(Encoded { bytes, counters })
+        Some(Encoded { bytes, counters, memo: None })
+    }
+
+    /// A group with its gate for a first check. `None` for more than [`MAX_CHECKS`].
+    pub(super) fn gated(gated: &Gated, hasher: &RandomState) -> Option<Encoded> {
+        let group = Encoded::new(&gated.group, hasher)?;
+        let checks = group.checks() + 1;
+        let count = u16::try_from(checks).ok().filter(|_| checks <= MAX_CHECKS)?;
+        let key = gated.key.as_bytes();
+        let mut bytes = Vec::with_capacity(group.bytes.len() + CHECK_SIZE + key.len());
+        bytes.extend_from_slice(&count.to_le_bytes());
+        bytes.push(u8::from(gated.group.refused));
+        pack_gate(&mut bytes, &gated.gate);
+        bytes.extend_from_slice(&group.packed()[GROUP_HEADER..]);
+        bytes.extend_from_slice(key);
+        bytes.extend_from_slice(&group.bytes[group.packed().len()..]);
+        let mut counters = group.counters;
+        counters.insert(0, Counter { length: u32::try_from(key.len()).ok()?, hash: hasher.hash_one(key), life: 0 });
+        let memo = matches!(gated.gate, Gate::Reserve { .. }).then(|| gated.memo.clone());
+        Some(Encoded { bytes, counters, memo })
     }
 
     /// How many checks, and so counters, it has.
@@ -112,6 +141,18 @@ fn pack(bytes: &mut Vec<u8>, check: &Check) {
         _ => [limit.window(), limit.burst(), limit.tick()],
     };
     for number in [exact(cost), max_delay, exact(limit.requests()), exact(window), exact(burst), exact(tick)] {
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+}
+
+/// The gate of a reservation in the form of a check: its window is how long a new one is known, or when the one to commit was made.
+fn pack_gate(bytes: &mut Vec<u8>, gate: &Gate) {
+    let (operation, cost, window) = match *gate {
+        Gate::Reserve { estimate, ttl } => (RESERVE, estimate, ttl),
+        Gate::Commit { actual, made } => (COMMIT, actual, made),
+    };
+    bytes.extend_from_slice(&[RESERVATION, operation, 0, 0, 0, 0]);
+    for number in [exact(cost), -1.0, 0.0, exact(window), 0.0, 1.0] {
         bytes.extend_from_slice(&number.to_le_bytes());
     }
 }
@@ -160,8 +201,12 @@ pub(super) fn call<'a>(
         command.arg(&listing.index);
     }
     command.arg(packed);
-    if !listings.is_empty() {
+    let has_memos = requests.clone().any(|request| request.memo.is_some());
+    if has_memos || !listings.is_empty() {
         command.arg(packed_listings(listings));
+    }
+    for memo in requests.filter_map(|request| request.memo.as_deref()) {
+        command.arg(memo);
     }
     command
 }
@@ -206,12 +251,8 @@ pub(super) fn take_answer(reply: &mut &[u8], request: &Encoded) -> Option<Result
     *reply = rest;
     let mut outcomes = Outcomes::with_capacity(request.checks());
     for (answer, (_, key)) in answer.chunks_exact(ANSWER_SIZE).zip(request.counters()) {
-        let [remaining, after, delay] = [1, 9, 17].map(|at| number(&answer[at..at + 8]));
         outcomes.push(match answer[0] {
-            // The largest double that Lua sends, 2^64, saturates to u64::MAX: nothing limits.
-            1 => Outcome::Allowed { remaining: remaining as u64, reset_after: after as u64, delay: delay as u64 },
-            0 if after < 0.0 => Outcome::Denied { remaining: remaining as u64, retry_after: RetryAfter::Never },
-            0 => Outcome::Denied { remaining: remaining as u64, retry_after: RetryAfter::In(after as u64) },
+            0 | 1 => outcome(answer),
             2 => return Some(Err(StoreError::Foreign(Arc::from(key.escape_ascii().to_string())))),
             // Another key of this request is foreign.
             3 => continue,
@@ -219,6 +260,34 @@ pub(super) fn take_answer(reply: &mut &[u8], request: &Encoded) -> Option<Result
         });
     }
     Some(Ok(outcomes))
+}
+
+/// One that was decided.
+fn outcome(answer: &[u8]) -> Outcome {
+    let [remaining, after, delay] = [1, 9, 17].map(|at| number(&answer[at..at + 8]));
+    // The largest double that Lua sends, 2^64, saturates to u64::MAX: nothing limits.
+    match answer[0] {
+        1 => Outcome::Allowed { remaining: remaining as u64, reset_after: after as u64, delay: delay as u64 },
+        _ if after < 0.0 => Outcome::Denied { remaining: remaining as u64, retry_after: RetryAfter::Never },
+        _ => Outcome::Denied { remaining: remaining as u64, retry_after: RetryAfter::In(after as u64) },
+    }
+}
+
+/// A reservation as the script keeps it (`lua/reservation.lua`); `None` for a value that is none.
+pub(super) fn kept(state: &[u8]) -> Option<Kept> {
+    let (header, rest) = state.split_at_checked(RESERVATION_HEADER)?;
+    let numbers = [0, 8, 16, 24, 32].map(|at| number(&header[at..at + 8]));
+    let is_whole = |number: f64| number.fract() == 0.0 && (0.0..MAX_EXACT as f64).contains(&number);
+    // The first alone may be negative: no true number was said.
+    if !numbers[1..].iter().all(|&number| is_whole(number)) || !(is_whole(numbers[0]) || numbers[0] == -1.0) {
+        return None;
+    }
+    let [actual, estimate, made, expires, ttl] = numbers.map(|number| number as u64);
+    let actual = (numbers[0] >= 0.0).then_some(actual);
+    let count = usize::from(u16::from_le_bytes([header[40], header[41]]));
+    let (outcomes, memo) = rest.split_at_checked(count * ANSWER_SIZE)?;
+    let reservation = Reservation { estimate, actual, made, expires, ttl };
+    Some(Kept { reservation, outcomes: outcomes.chunks_exact(ANSWER_SIZE).map(outcome).collect(), memo: memo.into() })
 }
 
 fn number(bytes: &[u8]) -> f64 {

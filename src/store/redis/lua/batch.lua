@@ -11,7 +11,7 @@ local CHECK, CHECK_SIZE = '<BBBBHdddddd', 54
 -- A state that no algorithm takes for its own.
 local NOT_OURS = ''
 
-local makers, made = { fixed_window, sliding_log, sliding_counter, bucket, bucket, penalty, calendar }, {}
+local makers, made = { fixed_window, sliding_log, sliding_counter, bucket, bucket, penalty, calendar, reservation }, {}
 
 -- A check from its packed form.
 local function check_of(packed)
@@ -115,7 +115,12 @@ for request = 1, requests do
   if not is_plain then
     replied = began
     decide = decide or general()
-    decide(checks, count, first, kind.refused)
+    local gate = checks[1].algorithm.pass
+    if gate then
+      gate(decide, checks, count, first, kind.refused)
+    else
+      decide(checks, count, first, kind.refused)
+    end
   elseif not is_over then
     for number = 1, count do
       local next, ttl = nexts[number], next_ttls[number]

@@ -1,4 +1,5 @@
--- decide.rs, and the refunds of the memory store: any request, of `count` checks from the key after `first` on.
+-- decide.rs, and the refunds of the memory store: any request, of `count` checks from the key after `first` on. Returns whether it
+-- is refused; nothing for one with a state that is not ours.
 local function general()
   -- Steps in columns, by number of the check.
   local is_allowed, remains, afters, delays, nexts, next_ttls = {}, {}, {}, {}, {}, {}
@@ -116,6 +117,7 @@ local function general()
       if next then put(home, next, ttl) end
       answer(allowed and IS_ALLOWED or DENIED, remaining, after, delay)
     end
+    return refused
   end
 end
 
