@@ -13,10 +13,11 @@ use prost_types::FileDescriptorSet;
 use prost_types::field_descriptor_proto::Type;
 
 /// (file, message path, field) of every string that a caller's bytes may stand in.
-const RAW_STRINGS: [(&str, &[&str], &str); 3] = [
+const RAW_STRINGS: [(&str, &[&str], &str); 4] = [
     ("envoy/service/ratelimit/v3/rls.proto", &["RateLimitRequest"], "domain"),
     ("envoy/extensions/common/ratelimit/v3/ratelimit.proto", &["RateLimitDescriptor", "Entry"], "key"),
     ("envoy/extensions/common/ratelimit/v3/ratelimit.proto", &["RateLimitDescriptor", "Entry"], "value"),
+    ("weir/v1/reservation.proto", &["ReserveRequest"], "domain"),
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -24,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_imports(true).include_source_info(true).open_file("envoy/service/ratelimit/v3/rls.proto")?;
+    compiler.open_file("weir/v1/reservation.proto")?;
     let published = compiler.file_descriptor_set();
     std::fs::write(out.join("weir_descriptors.bin"), without_comments(published.clone()).encode_to_vec())?;
     generate(decoding_raw_strings(published)?, &out, "weir_proto.rs")?;

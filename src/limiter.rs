@@ -1,6 +1,7 @@
 //! One decision from end to end: look up, plan, ask the store, decide. Total: whatever the caller sends and whatever the
 //! store does, there is an answer, by the deadline.
 
+pub mod reservations;
 mod tallies;
 
 use std::collections::HashMap;

@@ -314,7 +314,7 @@ async fn reflection_is_served_in_both_versions() {
         }};
     }
     for services in [services!(v1), services!(v1alpha)] {
-        for expected in [SERVICE, "grpc.health.v1.Health"] {
+        for expected in [SERVICE, "weir.v1.ReservationService", "grpc.health.v1.Health"] {
             assert!(services.iter().any(|service| service == expected), "{expected} is not in {services:?}");
         }
     }

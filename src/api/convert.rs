@@ -26,7 +26,7 @@ pub fn request(message: &RateLimitRequest) -> Request<'_> {
     }
 }
 
-fn descriptor(message: &RateLimitDescriptor) -> Descriptor<'_> {
+pub(super) fn descriptor(message: &RateLimitDescriptor) -> Descriptor<'_> {
     Descriptor {
         entries: message.entries.iter().map(|entry| Entry { key: &entry.key, value: &entry.value }).collect(),
         limit: message.limit.map(|limit| LimitOverride {

@@ -1,10 +1,11 @@
-//! What callers speak: Envoy's gRPC service, and the same messages as JSON. The only place that knows the protocol's types.
+//! What callers speak: Envoy's gRPC service, the same messages as JSON, and reservations. The only place that knows the protocol's types.
 
 pub mod convert;
 mod decode;
 pub mod headers;
 pub mod json;
 mod metadata;
+pub mod reservations;
 pub mod rls;
 mod unary;
 

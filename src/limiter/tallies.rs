@@ -14,7 +14,34 @@ use crate::store::history::{Recorder, Remembered};
 
 /// A request counts once for each of its subjects, with the cost of the first descriptor that is about it.
 pub(super) fn record(recorder: &Recorder, domain: &Domain, request: &Request<'_>, plan: &Plan, decision: &Decision, now: Micros) {
-    let is_allowed = decision.code == Code::Ok;
+    remembered(domain, request, plan, decision.code == Code::Ok, now, |remembered| recorder.record(remembered));
+}
+
+/// A request that reserves counts; what it costs is known when it is committed.
+pub(super) fn record_reserved(
+    recorder: &Recorder,
+    domain: &Domain,
+    request: &Request<'_>,
+    plan: &Plan,
+    is_allowed: bool,
+    now: Micros,
+) {
+    remembered(domain, request, plan, is_allowed, now, |remembered| recorder.record(&Remembered { cost: 0, ..*remembered }));
+}
+
+/// What a reservation has cost. The request was counted when it reserved.
+pub(super) fn record_committed(recorder: &Recorder, domain: &Domain, request: &Request<'_>, plan: &Plan, now: Micros) {
+    remembered(domain, request, plan, true, now, |remembered| recorder.record_cost(remembered));
+}
+
+fn remembered(
+    domain: &Domain,
+    request: &Request<'_>,
+    plan: &Plan,
+    is_allowed: bool,
+    now: Micros,
+    record: impl Fn(&Remembered<'_>),
+) {
     let mut seen: SmallVec<[SmallVec<[u8; 32]>; 2]> = SmallVec::new();
     for (descriptor, planned) in request.descriptors.iter().zip(&plan.descriptors) {
         if is_no_request(descriptor, planned) {
@@ -31,7 +58,7 @@ pub(super) fn record(recorder: &Recorder, domain: &Domain, request: &Request<'_>
         // Work that is done is charged whatever was decided.
         let cost = if is_allowed || descriptor.hits.is_some() { planned.cost } else { 0 };
         let (domain_prefix, tier) = (&domain.key_prefix, tier(domain, planned));
-        recorder.record(&Remembered { domain_prefix, subject, day: now / DAY, is_allowed, cost, tier });
+        record(&Remembered { domain_prefix, subject, day: now / DAY, is_allowed, cost, tier });
         if request.descriptors.len() > 1 {
             seen.push(SmallVec::from_slice(subject));
         }

@@ -1,4 +1,5 @@
-//! What is served over gRPC: the rate-limit service by the shortest way, then health and reflection, then UNIMPLEMENTED.
+//! What is served over gRPC: the rate-limit service by the shortest way, then reservations, health and reflection, then
+//! UNIMPLEMENTED.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -13,24 +14,30 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_reflection::server::Builder;
 
 use crate::api::DESCRIPTOR_SET;
+use crate::api::proto::weir::v1::reservation_service_server::ReservationServiceServer;
+use crate::api::reservations::{self, Reservations};
 use crate::api::rls::{Rls, RlsService};
-use crate::store::Store;
+use crate::store::reservations::ReservationStore;
 
 /// Everything that one gRPC port answers.
 pub struct GrpcService<S> {
     rls: RlsService<S>,
+    reservations: ReservationServiceServer<Reservations<S>>,
     others: Arc<Routes>,
 }
 
 impl<S> Clone for GrpcService<S> {
     fn clone(&self) -> GrpcService<S> {
-        GrpcService { rls: self.rls.clone(), others: self.others.clone() }
+        let (reservations, others) = (self.reservations.clone(), self.others.clone());
+        GrpcService { rls: self.rls.clone(), reservations, others }
     }
 }
 
-impl<S: Store + 'static> GrpcService<S> {
-    pub fn new(rls: Arc<Rls<S>>, others: Arc<Routes>) -> GrpcService<S> {
-        GrpcService { rls: RlsService::new(rls), others }
+impl<S: ReservationStore + 'static> GrpcService<S> {
+    pub fn new(rls: Arc<Rls<S>>, key_prefix: Arc<str>, others: Arc<Routes>) -> GrpcService<S> {
+        let reservations = ReservationServiceServer::new(Reservations::new(rls.clone(), key_prefix));
+        let reservations = reservations.max_decoding_message_size(reservations::MAX_MESSAGE);
+        GrpcService { rls: RlsService::new(rls), reservations, others }
     }
 }
 
@@ -48,7 +55,7 @@ pub fn other_services(health: HealthServer<impl Health>) -> Routes {
         .prepare()
 }
 
-impl<S: Store + 'static> Service<Request<Incoming>> for GrpcService<S> {
+impl<S: ReservationStore + 'static> Service<Request<Incoming>> for GrpcService<S> {
     type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = BoxFuture<Self::Response, Infallible>;
@@ -56,6 +63,9 @@ impl<S: Store + 'static> Service<Request<Incoming>> for GrpcService<S> {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         if RlsService::<S>::serves(request.uri().path()) {
             return self.rls.call(request);
+        }
+        if request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(reservations::SERVICE)).is_some() {
+            return tower::Service::call(&mut self.reservations.clone(), request);
         }
         let mut others = Routes::clone(&self.others);
         Box::pin(tower::Service::call(&mut others, request))

@@ -222,7 +222,8 @@ fn serve_grpc(
     others: Arc<Routes>,
     drain: &Drain,
 ) -> io::Result<JoinHandle<Threads>> {
-    let service = move || GrpcService::new(rls(), others.clone());
+    let key_prefix: Arc<str> = settings.load.key_prefix.as_str().into();
+    let service = move || GrpcService::new(rls(), key_prefix.clone(), others.clone());
     let serving = Serving { service, max_age: settings.max_connection_age, draining: drain.draining() };
     let mut threads = Threads::start(settings.threads, serving)?;
     let draining = drain.draining();

@@ -6,10 +6,10 @@ use tokio::sync::watch;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::api::rls;
+use crate::api::{reservations, rls};
 
-/// What gRPC health is asked about: the server, and the service.
-pub const HEALTH_NAMES: [&str; 2] = ["", rls::SERVICE];
+/// What gRPC health is asked about: the server, and the services.
+pub const HEALTH_NAMES: [&str; 3] = ["", rls::SERVICE, reservations::SERVICE];
 
 /// What stands between a server and its calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

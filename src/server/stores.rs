@@ -6,11 +6,13 @@ use std::time::Duration;
 use super::operators::Operators;
 use super::readiness::Readiness;
 use crate::limiter::Shared;
+use crate::rules::key::Key;
 use crate::settings::{Settings, StoreSetting};
 use crate::store::deny_cache::{DenyCache, Refusals};
 use crate::store::guard::{Guard, SharedBreaker};
 use crate::store::memory::MemoryStore;
 use crate::store::redis::{Connector, RedisRecords, RedisSettings, RedisSettingsError, RedisStore};
+use crate::store::reservations::{Gated, Kept, Passed, ReservationStore};
 use crate::store::{Clock, Group, Outcomes, Store, StoreError, Wait};
 use crate::telemetry::metrics::Metrics;
 
@@ -119,7 +121,10 @@ impl Stores {
         let metrics = shared.metrics();
         metrics.fallback_memory.record(shared.local().len(), shared.local().evicted());
         match self {
-            Stores::Memory(store) => metrics.memory.record(store.len(), store.evicted()),
+            Stores::Memory(store) => {
+                metrics.memory.record(store.len(), store.evicted());
+                metrics.reservations.kept.set(i64::try_from(store.reservations()).unwrap_or(i64::MAX));
+            }
             Stores::Redis(redis) => {
                 metrics.store.breaker_open.set(i64::from(redis.breaker.is_open()));
             }
@@ -212,27 +217,60 @@ impl Store for ThreadStore {
     }
 }
 
+impl ReservationStore for ThreadStore {
+    async fn pass(&self, gated: &Gated, wait: Wait) -> Result<Passed, StoreError> {
+        match self {
+            ThreadStore::Memory(store) => store.pass(gated, wait).await,
+            ThreadStore::Redis(store) => store.pass(gated, wait).await,
+        }
+    }
+
+    async fn kept(&self, key: &Key, wait: Wait) -> Result<Option<Kept>, StoreError> {
+        match self {
+            ThreadStore::Memory(store) => store.kept(key, wait).await,
+            ThreadStore::Redis(store) => store.kept(key, wait).await,
+        }
+    }
+}
+
 /// Counts how long a store takes, and what it does not answer.
 pub struct Measured<S> {
     store: S,
     metrics: Arc<Metrics>,
 }
 
-impl<S: Store> Store for Measured<S> {
-    async fn apply(&self, group: &Group, wait: Wait) -> Result<Outcomes, StoreError> {
-        let answer = self.store.apply(group, wait).await;
+impl<S> Measured<S> {
+    fn heard<T>(&self, answer: &Result<T, StoreError>, wait: Wait) {
         let metrics = &self.metrics.store;
-        let errors = match &answer {
-            Ok(_) => {
-                metrics.latency.record(wait.asked.elapsed());
-                return answer;
-            }
+        let errors = match answer {
+            Ok(_) => return metrics.latency.record(wait.asked.elapsed()),
             Err(StoreError::Timeout) => &metrics.timeouts,
             Err(StoreError::Unavailable(_)) => &metrics.unavailable,
             Err(StoreError::Open) => &metrics.not_asked,
             Err(StoreError::Foreign(_) | StoreError::TooLarge(_)) => &metrics.refused,
         };
         errors.inc();
+    }
+}
+
+impl<S: Store> Store for Measured<S> {
+    async fn apply(&self, group: &Group, wait: Wait) -> Result<Outcomes, StoreError> {
+        let answer = self.store.apply(group, wait).await;
+        self.heard(&answer, wait);
+        answer
+    }
+}
+
+impl<S: ReservationStore> ReservationStore for Measured<S> {
+    async fn pass(&self, gated: &Gated, wait: Wait) -> Result<Passed, StoreError> {
+        let answer = self.store.pass(gated, wait).await;
+        self.heard(&answer, wait);
+        answer
+    }
+
+    async fn kept(&self, key: &Key, wait: Wait) -> Result<Option<Kept>, StoreError> {
+        let answer = self.store.kept(key, wait).await;
+        self.heard(&answer, wait);
         answer
     }
 }

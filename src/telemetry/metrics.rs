@@ -27,6 +27,7 @@ pub struct Metrics {
     pub unknown_tiers: Counter,
     pub errors: Errors,
     pub degraded: Degraded,
+    pub reservations: Reservations,
     pub store: Store,
     pub reloads: Reloads,
     pub records: Records,
@@ -55,6 +56,20 @@ pub struct Degraded {
     pub allow: Counter,
     pub deny: Counter,
     pub local: Counter,
+}
+
+/// Calls of the reservation service, by what came of them.
+#[derive(Debug)]
+pub struct Reservations {
+    pub made: Counter,
+    pub refused: Counter,
+    /// Reserved or committed before.
+    pub repeated: Counter,
+    pub committed: Counter,
+    /// To be committed, and not there.
+    pub absent: Counter,
+    /// Kept in memory.
+    pub kept: Gauge,
 }
 
 /// Of the store that all replicas share.
@@ -132,6 +147,7 @@ impl Metrics {
             unknown_tiers,
             errors: Errors::new(&mut registry),
             degraded: Degraded::new(&mut registry),
+            reservations: Reservations::new(&mut registry),
             store: Store::new(&mut registry),
             reloads: Reloads::new(&mut registry),
             records: Records::new(&mut registry),
@@ -185,6 +201,17 @@ impl Degraded {
         let help = "Calls answered by on_store_failure";
         let [allow, deny, local] = counters(registry, "degraded_decisions", help, "mode", ["allow", "deny", "local"]);
         Degraded { allow, deny, local }
+    }
+}
+
+impl Reservations {
+    fn new(registry: &mut Registry) -> Reservations {
+        let results = ["made", "refused", "repeated", "committed", "absent"];
+        let help = "Calls of the reservation service";
+        let [made, refused, repeated, committed, absent] = counters(registry, "reservations", help, "result", results);
+        let kept = Gauge::default();
+        registry.register("memory_reservations", "Reservations in memory", kept.clone());
+        Reservations { made, refused, repeated, committed, absent, kept }
     }
 }
 

@@ -1,0 +1,381 @@
+//! Reservations from end to end: an estimate is decided as any other request and kept with its name; its true number finds the
+//! counters that were charged, whatever the rules say by then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::{Decided, Held, Limiter, RETURN_TIME, tallies, unlimited, well_formed};
+use crate::limit::reservation::{Gate, Reservation};
+use crate::limit::{Check, Cost, Micros, Outcome};
+use crate::rules::decision::{self, Code, Decision, Degraded};
+use crate::rules::key::{self, EntriesText, Key, Part};
+use crate::rules::plan::{self, Group, Moment, Plan};
+use crate::rules::request::Request;
+use crate::rules::reservation::{self, MAX_MEMO, Memo};
+use crate::rules::subject::Switch;
+use crate::rules::{Domain, precedence};
+use crate::store::reservations::{Gated, Kept, Passed, ReservationStore};
+use crate::store::{StoreError, Wait};
+
+/// How often a reservation is looked at anew that was another one a moment before: it expires once in its time to live, which is
+/// longer than all attempts.
+const ATTEMPTS: usize = 3;
+
+/// What a caller wants to be reserved. Every number is in its range.
+#[derive(Clone, Copy, Debug)]
+pub struct Order<'a, 'r> {
+    pub request: &'a Request<'r>,
+    pub estimate: Cost,
+    pub idempotency_key: &'a str,
+    /// How long it can be committed, in µs.
+    pub ttl: Micros,
+}
+
+/// When a call came, and for how long its caller waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    pub at: Instant,
+    pub patience: Option<Duration>,
+}
+
+/// What Reserve comes to.
+#[derive(Debug)]
+pub struct Reserved {
+    pub decided: Box<Decided>,
+    /// Its id, and until when it can be committed, in µs since the epoch; `None`: refused, or decided without the store.
+    pub reservation: Option<(String, Micros)>,
+}
+
+/// What Commit comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    pub estimate: Cost,
+    pub actual: Cost,
+}
+
+/// Why there is no answer, by what the caller can do about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// Mend the request.
+    #[error("{0}")]
+    Invalid(String),
+    /// Take another idempotency key.
+    #[error("idempotency_key: it was used for another request or estimate of this subject, whose reservation is still known")]
+    Used,
+    /// Nothing was changed: what was estimated stands.
+    #[error("there is no such reservation: it has expired, and its estimate stands, or it never was")]
+    Absent,
+    /// What was said first holds.
+    #[error("the reservation is committed already, with {0}")]
+    Committed(Cost),
+    /// Wait until others have expired.
+    #[error("there are as many reservations in memory as it may hold; some expire soon")]
+    Full,
+    /// Ask again.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Problem {
+        match error {
+            StoreError::TooLarge(_) => Problem::Invalid(error.to_string()),
+            _ => Problem::Unavailable(error.to_string()),
+        }
+    }
+}
+
+/// A request by the rules in force, for one hit. Without a domain, or while everything is allowed, there is no plan.
+struct Prepared {
+    loaded: Option<(Held, usize)>,
+    plan: Option<Plan>,
+    shadow: bool,
+    now: Micros,
+}
+
+impl Prepared {
+    fn domain(&self) -> Option<&Domain> {
+        self.loaded.as_ref().map(|(held, place)| &*held.domains[*place].domain)
+    }
+
+    fn group(&self) -> Group {
+        self.plan.as_ref().map(|plan| plan.group.clone()).unwrap_or_default()
+    }
+
+    fn decision(&self, request: &Request<'_>, outcomes: &[Outcome]) -> Decision {
+        match (self.domain(), &self.plan) {
+            (Some(domain), Some(plan)) => decision::decide(domain, plan, outcomes, self.shadow),
+            _ => unlimited(request),
+        }
+    }
+
+    fn decided(self, decision: Decision) -> Box<Decided> {
+        Box::new(Decided { decision, loaded: self.loaded, overrides: self.plan.map(|plan| plan.overrides).unwrap_or_default() })
+    }
+}
+
+impl<S: ReservationStore> Limiter<S> {
+    /// Charges an estimate. `key_prefix` is what the keys of all counters begin with.
+    ///
+    /// # Errors
+    /// See [`Problem`].
+    pub async fn reserve(&self, order: &Order<'_, '_>, key_prefix: &str, arrival: Arrival) -> Result<Reserved, Problem> {
+        let reserved = self.try_reserve(order, key_prefix, arrival).await;
+        if let Err(problem) = &reserved {
+            self.count_problem(problem);
+        }
+        reserved
+    }
+
+    async fn try_reserve(&self, order: &Order<'_, '_>, key_prefix: &str, arrival: Arrival) -> Result<Reserved, Problem> {
+        well_formed(order.request).map_err(Problem::Invalid)?;
+        let mut prepared = self.prepare(order.request, arrival)?;
+        let of_one = prepared.group();
+        let memo = Memo::encode(order.request, &of_one);
+        let memo: Arc<[u8]> = memo.ok_or_else(too_much_to_keep)?.into();
+        if let Some(plan) = &mut prepared.plan {
+            self.shared.metrics.unknown_tiers.inc_by(plan.unknown_tiers as u64);
+            reservation::of_estimate(plan, order.estimate);
+        }
+        let key = key_of(&prepared, order, key_prefix);
+        let gate = Gate::Reserve { estimate: order.estimate, ttl: order.ttl };
+        let gated = Gated { key, gate, memo, group: prepared.group() };
+        for _ in 0..ATTEMPTS {
+            match self.store.pass(&gated, self.wait(arrival)).await {
+                Ok(Passed::Decided { outcomes, expires }) => {
+                    let id = expires.map(|expires| (reservation::shown(&gated.key, key_prefix), expires));
+                    return Ok(self.made(order, prepared, &outcomes, id).await);
+                }
+                Ok(Passed::Shut { .. }) => {
+                    let Some(kept) = self.store.kept(&gated.key, self.wait(arrival)).await? else { continue };
+                    let id = reservation::shown(&gated.key, key_prefix);
+                    return self.repeated(order, prepared, &of_one, &kept, id);
+                }
+                Ok(Passed::Full) => return Err(Problem::Full),
+                Ok(Passed::Absent) => {}
+                Err(error @ StoreError::TooLarge(_)) => return Err(error.into()),
+                Err(error) => return self.reserve_without_store(order, prepared, &error).await,
+            }
+        }
+        Err(Problem::Unavailable("the reservation expired while it was looked at".to_owned()))
+    }
+
+    /// Plans a request for one hit.
+    fn prepare(&self, request: &Request<'_>, arrival: Arrival) -> Result<Prepared, Problem> {
+        let held = self.held();
+        if held.rules.revision == 0 {
+            return Err(Problem::Unavailable("no rate limit configuration loaded".to_owned()));
+        }
+        let now = self.shared.local.clock().now();
+        let Some(&place) = held.places.get(request.domain) else {
+            return Ok(Prepared { loaded: None, plan: None, shadow: false, now });
+        };
+        let mut settings = self.shared.settings.plan;
+        let switch = self.shared.records.switch(request.domain);
+        settings.shadow |= switch == Switch::ShadowAll;
+        let mut prepared = Prepared { loaded: None, plan: None, shadow: settings.shadow, now };
+        if switch != Switch::AllowAll {
+            let usable = arrival.patience.map(|patience| patience.saturating_sub(RETURN_TIME));
+            let patience = usable.map(|usable| u64::try_from(usable.as_micros()).unwrap_or(u64::MAX));
+            let moment = Moment { now, patience };
+            let plan = plan::plan(&held.domains[place].domain, request, settings, moment, &self.shared.records);
+            prepared.plan = Some(plan.map_err(|problem| Problem::Invalid(problem.to_string()))?);
+        }
+        prepared.loaded = Some((held, place));
+        Ok(prepared)
+    }
+
+    /// The answer to a request that the store has decided.
+    async fn made(
+        &self,
+        order: &Order<'_, '_>,
+        prepared: Prepared,
+        outcomes: &[Outcome],
+        reservation: Option<(String, Micros)>,
+    ) -> Reserved {
+        let decision = prepared.decision(order.request, outcomes);
+        let metrics = &self.shared.metrics.reservations;
+        if reservation.is_some() { &metrics.made } else { &metrics.refused }.inc();
+        if let (Some(domain), Some(plan), true) = (prepared.domain(), &prepared.plan, self.keeps_history(&prepared)) {
+            tallies::record_reserved(&self.recorder, domain, order.request, plan, decision.code == Code::Ok, prepared.now);
+        }
+        let decided = prepared.decided(decision);
+        self.count_decided(&decided);
+        hold(&decided).await;
+        Reserved { decided, reservation }
+    }
+
+    /// The first answer again.
+    fn repeated(
+        &self,
+        order: &Order<'_, '_>,
+        prepared: Prepared,
+        of_one: &Group,
+        kept: &Kept,
+        id: String,
+    ) -> Result<Reserved, Problem> {
+        let memo = Memo::decode(&kept.memo).ok_or_else(not_ours)?;
+        let Reservation { estimate, expires, .. } = kept.reservation;
+        if !memo.is_of(order.request) || estimate != order.estimate {
+            return Err(Problem::Used);
+        }
+        self.shared.metrics.reservations.repeated.inc();
+        let is_same = is_same(of_one, &memo.group) && kept.outcomes.len() == of_one.checks.len();
+        let decision = is_same.then(|| prepared.decision(order.request, &kept.outcomes));
+        // By other rules than then, all that is known is that it was allowed.
+        let allowed = decision.filter(|decision| decision.code == Code::Ok);
+        let mut decision = allowed.unwrap_or_else(|| unlimited(order.request));
+        decision.hold = 0;
+        Ok(Reserved { decided: prepared.decided(decision), reservation: Some((id, expires)) })
+    }
+
+    /// What `on_store_failure` says. Nothing is reserved.
+    async fn reserve_without_store(
+        &self,
+        order: &Order<'_, '_>,
+        prepared: Prepared,
+        error: &StoreError,
+    ) -> Result<Reserved, Problem> {
+        let (mut decision, degraded) = match (prepared.domain(), &prepared.plan) {
+            (Some(domain), Some(plan)) => {
+                let (outcomes, by) = self.without_store(domain, plan, error).map_err(Problem::Unavailable)?;
+                (decision::decide(domain, plan, &outcomes, prepared.shadow), by)
+            }
+            _ => (unlimited(order.request), Degraded::Allow),
+        };
+        decision.degraded = Some(degraded);
+        if let (Some(domain), Some(plan), true) = (prepared.domain(), &prepared.plan, self.keeps_history(&prepared)) {
+            tallies::record(&self.recorder, domain, order.request, plan, &decision, prepared.now);
+        }
+        let decided = prepared.decided(decision);
+        self.count_decided(&decided);
+        hold(&decided).await;
+        Ok(Reserved { decided, reservation: None })
+    }
+
+    /// Says the true number of a reservation.
+    ///
+    /// # Errors
+    /// See [`Problem`].
+    pub async fn commit(&self, id: &str, actual: Cost, key_prefix: &str, arrival: Arrival) -> Result<Committed, Problem> {
+        let committed = self.try_commit(id, actual, key_prefix, arrival).await;
+        if let Err(problem) = &committed {
+            self.count_problem(problem);
+        }
+        committed
+    }
+
+    async fn try_commit(&self, id: &str, actual: Cost, key_prefix: &str, arrival: Arrival) -> Result<Committed, Problem> {
+        let key = reservation::key_named(id, key_prefix);
+        let key = key.ok_or_else(|| Problem::Invalid("id: it is none that Reserve has answered".to_owned()))?;
+        for _ in 0..ATTEMPTS {
+            let kept = self.store.kept(&key, self.wait(arrival)).await?.ok_or(Problem::Absent)?;
+            let Reservation { estimate, made, actual: first, .. } = kept.reservation;
+            if let Some(first) = first {
+                return self.committed_before(estimate, first, actual);
+            }
+            let memo = Memo::decode(&kept.memo).ok_or_else(not_ours)?;
+            // A request that can be planned no more has the limits that it had.
+            let mut current = self.prepare(&memo.request, arrival).ok();
+            let limits = current.as_ref().map(Prepared::group).unwrap_or_default();
+            let group = reservation::difference(&memo, &kept.outcomes, estimate, actual, &limits);
+            let gated = Gated { key: key.clone(), gate: Gate::Commit { actual, made }, memo: Arc::default(), group };
+            match self.store.pass(&gated, self.wait(arrival)).await? {
+                Passed::Decided { .. } => {
+                    self.shared.metrics.reservations.committed.inc();
+                    self.record_committed(&memo.request, current.as_mut(), actual);
+                    return Ok(Committed { estimate, actual });
+                }
+                Passed::Shut { actual: Some(first) } => return self.committed_before(estimate, first, actual),
+                Passed::Absent => return Err(Problem::Absent),
+                Passed::Shut { actual: None } | Passed::Full => {}
+            }
+        }
+        Err(Problem::Unavailable("the reservation changed while it was looked at".to_owned()))
+    }
+
+    fn committed_before(&self, estimate: Cost, first: Cost, actual: Cost) -> Result<Committed, Problem> {
+        if first != actual {
+            return Err(Problem::Committed(first));
+        }
+        self.shared.metrics.reservations.repeated.inc();
+        Ok(Committed { estimate, actual })
+    }
+
+    fn record_committed(&self, request: &Request<'_>, current: Option<&mut Prepared>, actual: Cost) {
+        let Some(prepared) = current.filter(|prepared| self.keeps_history(prepared)) else { return };
+        if let Some(plan) = &mut prepared.plan {
+            reservation::of_estimate(plan, actual);
+        }
+        if let (Some(domain), Some(plan)) = (prepared.domain(), &prepared.plan) {
+            tallies::record_committed(&self.recorder, domain, request, plan, prepared.now);
+        }
+    }
+
+    fn keeps_history(&self, prepared: &Prepared) -> bool {
+        self.shared.history.is_kept() && prepared.domain().is_some_and(|domain| !domain.subject.is_empty())
+    }
+
+    fn count_problem(&self, problem: &Problem) {
+        let metrics = &self.shared.metrics;
+        match problem {
+            Problem::Invalid(_) | Problem::Used | Problem::Committed(_) => metrics.errors.invalid.inc(),
+            Problem::Unavailable(_) | Problem::Full => metrics.errors.unavailable.inc(),
+            Problem::Absent => metrics.reservations.absent.inc(),
+        };
+    }
+
+    /// How long the store may take for one call: of several, each has the store timeout.
+    fn wait(&self, arrival: Arrival) -> Wait {
+        let mut wait = Wait::of(self.shared.settings.store_timeout);
+        if let Some(patience) = arrival.patience {
+            wait.deadline = wait.deadline.min(arrival.at + patience.saturating_sub(RETURN_TIME));
+        }
+        wait
+    }
+}
+
+async fn hold(decided: &Decided) {
+    if decided.decision.hold > 0 {
+        tokio::time::sleep(Duration::from_micros(decided.decision.hold)).await;
+    }
+}
+
+/// Beside the first of its counters; without any, by its first descriptor.
+fn key_of(prepared: &Prepared, order: &Order<'_, '_>, key_prefix: &str) -> Key {
+    let request = order.request;
+    let domain = prepared.domain();
+    let domain_prefix = match domain {
+        Some(domain) => domain.key_prefix.clone(),
+        None => key::domain_prefix(key_prefix, request.domain),
+    };
+    let of_counter = prepared.plan.as_ref().and_then(|plan| plan.group.keys.first()).and_then(|key| key.subject(&domain_prefix));
+    let of_entries = || {
+        let entries: &[_] = request.descriptors.first().map(|descriptor| &descriptor.entries[..]).unwrap_or_default();
+        let keys = entries.iter().map(|entry| entry.key);
+        let place = domain.map_or(0, |domain| precedence::subject_place(domain, keys));
+        let Some(entry) = entries.get(place) else { return EntriesText::new() };
+        let value = domain.map(|domain| domain.addresses.counted(entry.key, entry.value));
+        key::subject(Part { key: entry.key, value: value.as_deref().unwrap_or(entry.value), shared: false })
+    };
+    let subject = of_counter.map(EntriesText::from_slice).unwrap_or_else(of_entries);
+    reservation::key_of(&domain_prefix, &subject, order.idempotency_key)
+}
+
+/// Whether two groups are of the same limits: what the outcomes of one say holds for the other. A quota's edges are of its day.
+fn is_same(one: &Group, other: &Group) -> bool {
+    let undated = |check: &Check| Check { limit: check.limit.on([0; 3]), max_delay: None, ..*check };
+    let checks = |group: &Group| group.checks.iter().map(undated).collect::<SmallVec<[Check; 2]>>();
+    one.keys == other.keys && checks(one) == checks(other)
+}
+
+fn too_much_to_keep() -> Problem {
+    Problem::Invalid(format!("descriptors: more than the {MAX_MEMO} bytes that are kept of a reservation, with their counters"))
+}
+
+fn not_ours() -> Problem {
+    Problem::Unavailable("what is kept under the reservation's name is none of ours".to_owned())
+}
