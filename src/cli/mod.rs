@@ -3,10 +3,11 @@
 mod admin;
 pub mod bench;
 mod check;
+mod completions;
 mod serve;
 mod welcome;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::settings::Given;
 
@@ -33,6 +34,8 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     #[command(flatten)]
     Admin(admin::AdminCommand),
+    /// Prints a script that completes weir's commands and flags in a shell.
+    Completions(completions::CompletionsArgs),
 }
 
 /// Runs what the arguments ask for.
@@ -46,5 +49,15 @@ pub fn run() -> anyhow::Result<()> {
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(*args),
         Command::Admin(command) => admin::run(command),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
+    }
+}
+
+/// A reader who has seen enough is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
     }
 }

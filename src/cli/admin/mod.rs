@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
+use super::print;
 use client::Client;
 
 #[derive(Debug, Subcommand)]
@@ -85,15 +86,6 @@ impl Connection {
     fn show(&self, answer: &Value, text: impl FnOnce(&Value) -> String) -> anyhow::Result<()> {
         let text = if self.json { serde_json::to_string_pretty(answer)? + "\n" } else { text(answer) };
         print(&text)
-    }
-}
-
-/// A reader who has seen enough is no error.
-fn print(text: &str) -> anyhow::Result<()> {
-    use std::io::Write;
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
     }
 }
 
