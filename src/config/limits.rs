@@ -1,9 +1,10 @@
-//! The limits of a descriptor: `rate_limit`, the items of `limits`, and the short forms such as `100/minute`.
+//! The limits of a descriptor: `rate_limit` and the items of `limits`.
 
 use super::fields::{self, Amount, Fields, describe};
 use super::keys::{self, Level};
 use super::problem::{Path, Report};
 use super::raw::{Kind, Node, Scalar, Span, Value};
+use super::short::{self, SHORT_HINT};
 use super::tiers::{self, TierUse};
 use crate::limit::{Algorithm, Limit, LimitError, Micros, Period, Shape};
 use crate::rules::{ChargeRule, Unit};
@@ -72,7 +73,7 @@ pub(crate) fn rate_limit<'n>(
             Naming::default()
         }
         Value::Scalar(_) => {
-            short(node, default, &path, report, drafts);
+            short::limits(node, default, &path, report, drafts);
             Naming::default()
         }
         _ => {
@@ -158,7 +159,7 @@ pub(crate) fn limits(node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_
 pub(crate) fn list(node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_>, report: &mut Report<'_>, drafts: &mut Drafts) {
     let items = match &node.value {
         Value::List(items) => items,
-        Value::Scalar(Scalar { kind, .. }) if *kind != Kind::Null => return short(node, default, path, report, drafts),
+        Value::Scalar(Scalar { kind, .. }) if *kind != Kind::Null => return short::limits(node, default, path, report, drafts),
         _ => {
             drafts.written += 1;
             let message = format!("expected a list of limits or a short form, found {}", describe(node));
@@ -173,7 +174,7 @@ pub(crate) fn list(node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_>,
     for (place, item) in items.iter().enumerate() {
         let path = path.item(place);
         match &item.value {
-            Value::Scalar(_) => short(item, default, &path, report, drafts),
+            Value::Scalar(_) => short::limits(item, default, &path, report, drafts),
             _ => match Fields::read(item, Level::Limit, &path, report) {
                 Some(fields) => limit(&fields, Level::Limit, default, &path, report, drafts),
                 None => drafts.written += 1,
@@ -394,57 +395,6 @@ pub(crate) fn burst(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -
     }
 }
 
-const SHORT_HINT: &str = "a limit reads 100/minute, 10 per 30s, 10/second;100/minute, or unlimited";
-
-/// One scalar with one or several limits in short form.
-fn short(node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_>, report: &mut Report<'_>, drafts: &mut Drafts) {
-    drafts.written += 1;
-    let Some(text) = fields::text(node, path, report) else { return };
-    for part in text.split(';') {
-        let limit = match parse_short(part.trim()) {
-            Ok(Some((requests, window))) => {
-                Limit::new(default.unwrap_or(Algorithm::FixedWindow), requests, window, None).map_err(|error| error.to_string())
-            }
-            Ok(None) => {
-                drafts.unlimited = Some(node.at);
-                continue;
-            }
-            Err(hint) => {
-                let message = format!("`{}` is no limit", fields::shorten(part.trim()));
-                report.error(node.at, path, message).hint(hint);
-                continue;
-            }
-        };
-        match limit {
-            Ok(limit) => drafts.limits.push(Draft { at: node.at, limit, algorithm: None, charge: None, max_wait: None }),
-            Err(message) => {
-                report.error(node.at, path, message);
-            }
-        }
-    }
-}
-
-/// `100/minute`, `10 per 30s`; `None` is unlimited.
-///
-/// # Errors
-/// With what a limit reads like.
-pub fn parse_short(text: &str) -> Result<Option<(u64, Micros)>, &'static str> {
-    if text == "unlimited" || text == "-1" {
-        return Ok(None);
-    }
-    let (requests, time) = text.split_once('/').or_else(|| text.split_once(" per ")).ok_or(SHORT_HINT)?;
-    let (requests, time) = (requests.trim(), time.trim());
-    let amount = fields::parse_amount(requests).map_err(|_| SHORT_HINT)?;
-    let window = match Unit::parse(time) {
-        Some(unit) => unit.window(),
-        None => fields::parse_duration(time).map_err(|_| SHORT_HINT)?,
-    };
-    match amount {
-        Amount::Requests(requests) => Ok(Some((requests, window))),
-        Amount::Unlimited => Ok(None),
-    }
-}
-
 impl Drafts {
     /// What only the limits together can get wrong.
     pub(crate) fn check(&self, path: &Path<'_>, report: &mut Report<'_>) {
@@ -467,25 +417,6 @@ impl Drafts {
                 report.error(draft.at, path, message).hint("keep the smaller one, or give one another algorithm");
             }
             seen.push(shape);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::limit::{HOUR, MINUTE, SECOND};
-
-    #[test]
-    fn short_forms() {
-        let limit = |requests, window| Ok(Some((requests, window)));
-        assert_eq!(parse_short("100/minute"), limit(100, MINUTE));
-        assert_eq!(parse_short("10 per 30s"), limit(10, 30 * SECOND));
-        assert_eq!(parse_short("1_000 per hour"), limit(1000, HOUR));
-        assert_eq!(parse_short("5/1h30m"), limit(5, 90 * MINUTE));
-        assert_eq!([parse_short("unlimited"), parse_short("-1/minute")], [Ok(None), Ok(None)]);
-        for bad in ["", "100", "100/", "/minute", "a/minute", "100/fortnight", "1.5/minute", "100 minute"] {
-            assert!(parse_short(bad).is_err(), "{bad}");
         }
     }
 }

@@ -19,6 +19,7 @@ pub mod problem;
 mod raw;
 mod reach;
 mod rule_tests;
+mod short;
 mod tiers;
 pub mod watch;
 
@@ -31,10 +32,10 @@ pub(crate) use fields::parse_duration;
 pub use files::Fingerprint;
 use files::SourceFile;
 pub(crate) use limits::ALGORITHMS;
-pub use limits::parse_short;
 pub use problem::{Problem, Problems, Severity};
 
 pub use rule_tests::{RuleTest, TestStep};
+pub use short::parse_short;
 
 use crate::rules::{Domain, Rule, RuleSet};
 use parse::Compiled;
