@@ -155,7 +155,7 @@ pub(crate) fn tier_use(fields: &Fields<'_, '_>, path: &Path<'_>, report: &mut Re
     let path = path.key("tier");
     let source = Fields::read(node, Level::TierSource, &path, report)?;
     let key = |name: &str, report: &mut Report<'_>| {
-        let node = source.given(name)?;
+        let node = source.get(name)?;
         let key = fields::text(node, &path.key(name), report)?;
         if key.is_empty() {
             report.error(node.at, path.key(name), "the key of an entry is empty");
