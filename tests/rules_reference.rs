@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use weir::config::keys::{KEYS, Level};
+use weir::config::keys::Level;
+use weir::config::language::{Presence, fields};
 use weir::config::{LoadOptions, load, load_texts};
 use weir::rules::RuleSet;
 
@@ -34,19 +35,33 @@ fn heading(level: Level) -> &'static str {
     }
 }
 
-/// The first cells of the table below a heading.
-fn documented(page: &str, heading: &str) -> BTreeSet<String> {
+/// The table below a heading: keys, with what the column `default` says of them.
+fn documented(page: &str, heading: &str) -> BTreeMap<String, Option<String>> {
     let section = page.lines().skip_while(|line| *line != format!("## {heading}")).skip(1);
-    let rows = section.take_while(|line| !line.starts_with("## ")).filter_map(|line| line.strip_prefix("| `"));
-    rows.filter_map(|row| row.split_once('`')).map(|(key, _)| key.to_owned()).collect()
+    let section: Vec<&str> = section.take_while(|line| !line.starts_with("## ")).collect();
+    let has_defaults = section.contains(&"| key | type | default | meaning |");
+    let cells = section.into_iter().filter(|line| line.starts_with("| `")).map(|line| line.split(" | ").collect::<Vec<_>>());
+    let row = |cells: Vec<&str>| (cells[0].trim_matches(['|', ' ', '`']).to_owned(), has_defaults.then(|| cells[2].to_owned()));
+    cells.map(row).collect()
 }
 
 #[test]
 fn every_key_is_documented_and_every_documented_key_exists() {
     let page = fs::read_to_string(project("docs/rules.md")).unwrap();
-    for (level, keys) in KEYS {
-        let known: BTreeSet<String> = keys.iter().map(|key| (*key).to_owned()).collect();
-        assert_eq!(documented(&page, heading(level)), known, "{}", heading(level));
+    for level in Level::ALL {
+        let documented = documented(&page, heading(level));
+        let known: BTreeSet<&str> = fields(level).iter().map(|field| field.name).collect();
+        assert_eq!(documented.keys().map(String::as_str).collect::<BTreeSet<_>>(), known, "{}", heading(level));
+        for field in fields(level) {
+            let Some(default) = &documented[field.name] else { continue };
+            let place = format!("{} in {}", field.name, heading(level));
+            assert_eq!(default == "required", field.presence == Presence::Required, "{place}");
+            let written = default
+                .strip_prefix('`')
+                .and_then(|rest| rest.strip_suffix('`'))
+                .or(default.parse::<u64>().ok().and(Some(default)));
+            assert!(written.is_none() || written == field.default, "{place}: {default}");
+        }
     }
 }
 

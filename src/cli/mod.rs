@@ -4,6 +4,7 @@ mod admin;
 pub mod bench;
 mod check;
 mod completions;
+mod schema;
 mod serve;
 mod welcome;
 
@@ -34,6 +35,8 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     #[command(flatten)]
     Admin(admin::AdminCommand),
+    /// Prints the JSON Schema of rules files, for editors.
+    Schema,
     /// Prints a script that completes weir's commands and flags in a shell.
     Completions(completions::CompletionsArgs),
 }
@@ -49,6 +52,7 @@ pub fn run() -> anyhow::Result<()> {
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(*args),
         Command::Admin(command) => admin::run(command),
+        Command::Schema => schema::run(),
         Command::Completions(args) => completions::run(&args, Cli::command()),
     }
 }

@@ -19,7 +19,12 @@ impl<'n, 's> Fields<'n, 's> {
     /// Reports keys that are unknown, misplaced, not built yet or repeated; `None` where there is no map.
     pub(crate) fn read(node: &'n Node<'s>, level: Level, path: &Path<'_>, report: &mut Report<'_>) -> Option<Fields<'n, 's>> {
         let Value::Map(entries) = &node.value else {
-            let message = format!("expected {} to be a map with {}, found {}", level.name(), list(keys::of(level)), describe(node));
+            let message = format!(
+                "expected {} to be a map with {}, found {}",
+                level.name(),
+                list(&keys::of(level).collect::<Vec<_>>()),
+                describe(node)
+            );
             report.error(node.at, path, message);
             return None;
         };
@@ -59,7 +64,7 @@ impl<'n, 's> Fields<'n, 's> {
 
     /// Whether any of its keys is one that is not known at all: another may then be missing only because it is misspelt.
     pub(crate) fn has_unknown(&self, level: Level) -> bool {
-        let known = |key: &Node<'_>| matches!(&key.value, Value::Scalar(scalar) if keys::of(level).contains(&&*scalar.text));
+        let known = |key: &Node<'_>| matches!(&key.value, Value::Scalar(scalar) if keys::has(level, &scalar.text));
         self.entries.iter().any(|(key, _)| !known(key))
     }
 
@@ -250,7 +255,7 @@ pub(crate) fn duration(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>
 const DURATION_HINT: &str = "a duration is a number with its unit: 250ms, 30s, 5m, 1h30m, 1d, 1w";
 
 /// The units of a duration, longest name first among those that begin alike.
-const DURATION_UNITS: [(&str, Micros); 8] =
+pub(super) const DURATION_UNITS: [(&str, Micros); 8] =
     [("ms", 1_000), ("us", 1), ("µs", 1), ("s", SECOND), ("m", MINUTE), ("h", HOUR), ("d", DAY), ("w", WEEK)];
 
 /// `1h30m` and the like, in µs; the error is a hint.

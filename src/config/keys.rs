@@ -1,5 +1,6 @@
-//! Every key of the rule language: on which level it stands, and whether this version has it. `docs/rules.md` is checked
-//! against [`KEYS`].
+//! Where keys stand, and what to say of one that stands wrongly. What the keys are is in [`language`](super::language).
+
+use super::language::{self, Field};
 
 /// Where in a document a key stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,86 +90,6 @@ impl Level {
     }
 }
 
-/// The keys of each level.
-pub const KEYS: [(Level, &[&str]); 15] = [
-    (
-        Level::Document,
-        &[
-            "domain",
-            "descriptors",
-            "subject",
-            "addresses",
-            "defaults",
-            "response",
-            "timezone",
-            "tiers",
-            "default_tier",
-            "costs",
-            "priority",
-            "accept_overrides",
-            "accept_refunds",
-            "tests",
-        ],
-    ),
-    (Level::Defaults, &["algorithm", "on_store_failure"]),
-    (Level::Response, &["headers", "body", "metadata", "reset_format"]),
-    (Level::Address, &["ipv4", "ipv6"]),
-    (
-        Level::Descriptor,
-        &[
-            "key",
-            "value",
-            "rate_limit",
-            "limits",
-            "quota",
-            "descriptors",
-            "name",
-            "block_for",
-            "allow",
-            "deny",
-            "reserve",
-            "on_store_failure",
-            "shadow_mode",
-            "quota_mode",
-            "share_threshold",
-            "detailed_metric",
-            "value_to_metric",
-            "metadata",
-        ],
-    ),
-    (
-        Level::RateLimit,
-        &[
-            "unit",
-            "requests_per_unit",
-            "window",
-            "requests",
-            "unlimited",
-            "algorithm",
-            "burst",
-            "block_for",
-            "max_wait",
-            "charge",
-            "tier",
-            "use",
-            "name",
-            "replaces",
-        ],
-    ),
-    (
-        Level::Limit,
-        &["unit", "requests_per_unit", "window", "requests", "unlimited", "algorithm", "burst", "block_for", "max_wait", "charge"],
-    ),
-    (Level::Replaces, &["name"]),
-    (Level::Value, &["one_of", "cidr", "regex"]),
-    (Level::Quota, &["daily", "monthly"]),
-    (Level::Tier, &["limits", "burst", "quota", "priority", "unlimited"]),
-    (Level::TierSource, &["entry", "assigned"]),
-    (Level::Priority, &["entry", "default", "reserve"]),
-    (Level::Test, &["name", "steps"]),
-    (Level::Step, &["at", "descriptors", "hits", "repeat", "expect", "limited_by"]),
-];
-
 /// Keys that the language has and this version does not.
 const PLANNED: [&str; 4] = ["adaptive", "consistency", "deny_body", "max_waiting"];
 
@@ -179,13 +100,23 @@ pub(crate) struct KeyProblem {
     pub(crate) hint: String,
 }
 
-pub(crate) fn of(level: Level) -> &'static [&'static str] {
-    KEYS.iter().find(|(at, _)| *at == level).map_or(&[], |(_, keys)| keys)
+/// The keys of a level.
+pub(crate) fn of(level: Level) -> impl Iterator<Item = &'static str> {
+    language::fields(level).iter().map(|field: &Field| field.name)
+}
+
+pub(crate) fn has(level: Level, key: &str) -> bool {
+    of(level).any(|known| known == key)
+}
+
+/// The keys at the top of a document that say something about the whole domain; those that others depend on come first.
+pub(crate) fn settings() -> impl Iterator<Item = &'static str> {
+    of(Level::Document).filter(|key| !["domain", "descriptors", "tests"].contains(key))
 }
 
 /// `None` for a key that stands rightly on this level.
 pub(crate) fn check(level: Level, key: &str) -> Option<KeyProblem> {
-    if of(level).contains(&key) {
+    if has(level, key) {
         return None;
     }
     let problem = |message: String, hint: String| Some(KeyProblem { message, hint });
@@ -198,18 +129,18 @@ pub(crate) fn check(level: Level, key: &str) -> Option<KeyProblem> {
         return problem(format!("`{key}` does nothing in {}", level.name()), format!("it belongs {}", places.join(", or ")));
     }
     let message = format!("unknown key `{key}` in {}", level.name());
-    if let Some(near) = nearest(key, of(level).iter().copied()) {
+    if let Some(near) = nearest(key, of(level)) {
         return problem(message, format!("did you mean `{near}`?"));
     }
-    let elsewhere = nearest(key, KEYS.iter().flat_map(|(_, keys)| keys.iter().copied()));
+    let elsewhere = nearest(key, Level::ALL.into_iter().flat_map(of));
     match elsewhere.map(|near| (near, self::places(near))) {
         Some((near, places)) => problem(message, format!("did you mean `{near}`, which belongs {}?", places.join(", or "))),
-        None => problem(message, format!("known here: {}", of(level).join(", "))),
+        None => problem(message, format!("known here: {}", of(level).collect::<Vec<_>>().join(", "))),
     }
 }
 
 fn places(key: &str) -> Vec<&'static str> {
-    KEYS.iter().filter(|(_, keys)| keys.contains(&key)).map(|(level, _)| level.place()).collect()
+    Level::ALL.into_iter().filter(|level| has(*level, key)).map(Level::place).collect()
 }
 
 /// The name that was probably meant.
@@ -248,10 +179,10 @@ mod tests {
     }
 
     #[test]
-    fn every_level_is_listed_once_and_no_key_is_both_built_and_planned() {
+    fn no_key_is_there_twice_nor_both_built_and_planned() {
         for level in Level::ALL {
-            assert_eq!(KEYS.iter().filter(|(at, _)| *at == level).count(), 1);
-            assert!(of(level).iter().all(|key| !PLANNED.contains(key)));
+            let keys: Vec<&str> = of(level).collect();
+            assert!(keys.iter().all(|key| !PLANNED.contains(key) && keys.iter().filter(|other| *other == key).count() == 1));
         }
     }
 }

@@ -18,7 +18,7 @@ pub(crate) const ALGORITHMS: [(&str, Algorithm); 5] = [
     ("leaky_bucket", Algorithm::LeakyBucket),
 ];
 
-const CHARGES: [(&str, ChargeRule); 3] =
+pub(super) const CHARGES: [(&str, ChargeRule); 3] =
     [("auto", ChargeRule::Auto), ("admitted", ChargeRule::Admitted), ("always", ChargeRule::Always)];
 
 const QUOTAS: [(&str, Period); 2] = [("daily", Period::Day), ("monthly", Period::Month)];
@@ -99,7 +99,7 @@ pub(crate) fn rate_limit<'n>(
 /// A `rate_limit` whose limits are those of the caller's tier.
 fn by_tier(fields: &Fields<'_, '_>, path: &Path<'_>, report: &mut Report<'_>, drafts: &mut Drafts) {
     drafts.written += 1;
-    let own = keys::of(Level::Limit).iter().find(|key| **key != "block_for" && fields.given(key).is_some());
+    let own = keys::of(Level::Limit).find(|key| *key != "block_for" && fields.given(key).is_some());
     if let Some(key) = own {
         let problem = report.error(fields.place(key), path, format!("`{key}` does nothing beside `tier`"));
         problem.hint("the limits are those of the tiers: write it there");
@@ -283,7 +283,7 @@ fn blamed(error: &LimitError, fields: &Fields<'_, '_>) -> &'static str {
 }
 
 fn unlimited(fields: &Fields<'_, '_>, path: &Path<'_>, report: &mut Report<'_>, drafts: &mut Drafts) {
-    let needless = keys::of(Level::Limit).iter().find(|key| **key != "unlimited" && fields.given(key).is_some());
+    let needless = keys::of(Level::Limit).find(|key| *key != "unlimited" && fields.given(key).is_some());
     if let Some(key) = needless {
         let message = format!("`{key}` says nothing beside `unlimited: true`");
         report.error(fields.place(key), path, message).hint("keep one of the two");

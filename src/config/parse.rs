@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use super::addresses;
 use super::descriptor::Compiler;
 use super::fields::{self, Fields};
-use super::keys::Level;
+use super::keys::{self, Level};
 use super::limits;
 use super::plans;
 use super::problem::{Path, Problem, Report, Severity};
@@ -57,22 +57,6 @@ pub(crate) struct Settings {
     /// `None`: UTC.
     pub(crate) zone: Option<TimeZone>,
 }
-
-/// The keys of these settings.
-/// Those that others depend on come first.
-const SETTINGS: [&str; 11] = [
-    "subject",
-    "addresses",
-    "defaults",
-    "response",
-    "timezone",
-    "tiers",
-    "default_tier",
-    "costs",
-    "priority",
-    "accept_overrides",
-    "accept_refunds",
-];
 
 /// One `domain:` document.
 struct Document<'n, 's> {
@@ -219,7 +203,7 @@ fn settings(path: &Path<'_>, documents: &[Document<'_, '_>], reports: &mut [Repo
     let mut seen: HashMap<&str, (usize, Span)> = HashMap::new();
     let mut defaults_to = None;
     for document in documents {
-        for key in SETTINGS {
+        for key in keys::settings() {
             let Some(node) = document.fields.given(key) else { continue };
             let at = document.fields.place(key);
             if let Some((file, first)) = seen.insert(key, (document.file, at)) {
@@ -246,7 +230,9 @@ fn settings(path: &Path<'_>, documents: &[Document<'_, '_>], reports: &mut [Repo
                 "costs" => settings.plans.costs = plans::costs(node, &path, report),
                 "accept_overrides" => settings.plans.accept_overrides = accepts(node, &path, report),
                 "accept_refunds" => settings.plans.accept_refunds = accepts(node, &path, report),
-                _ => defaults(node, &path, report, &mut settings),
+                "defaults" => defaults(node, &path, report, &mut settings),
+                // A test sees to it that every key is read.
+                _ => {}
             }
         }
     }
@@ -295,7 +281,7 @@ pub(crate) fn on_store_failure(node: &Node<'_>, path: &Path<'_>, report: &mut Re
 
 /// The names of response headers, as `response.headers` lists them.
 #[derive(Clone, Copy)]
-enum Headers {
+pub(super) enum Headers {
     Legacy,
     RateLimit,
     XRateLimit,
@@ -303,13 +289,19 @@ enum Headers {
     Rule,
 }
 
-const HEADERS: [(&str, Headers); 5] = [
+pub(super) const HEADERS: [(&str, Headers); 5] = [
     ("legacy", Headers::Legacy),
     ("ratelimit", Headers::RateLimit),
     ("x_ratelimit", Headers::XRateLimit),
     ("retry_after", Headers::RetryAfter),
     ("rule", Headers::Rule),
 ];
+
+/// Whether refusals have a body.
+pub(super) const BODIES: [(&str, bool); 2] = [("none", false), ("problem", true)];
+
+pub(super) const RESET_FORMATS: [(&str, ResetFormat); 3] =
+    [("delta", ResetFormat::Delta), ("epoch", ResetFormat::Epoch), ("iso", ResetFormat::Iso)];
 
 fn response(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> ResponseOptions {
     let mut response = ResponseOptions::default();
@@ -328,15 +320,14 @@ fn response(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Respon
         }
     }
     if let Some(node) = fields.given("body") {
-        let body = fields::choice(node, &[("none", false), ("problem", true)], "body", &path.key("body"), report);
+        let body = fields::choice(node, &BODIES, "body", &path.key("body"), report);
         response.problem_body = body.unwrap_or(false);
     }
     if let Some(node) = fields.given("metadata") {
         response.metadata = fields::boolean(node, &path.key("metadata"), report).unwrap_or(false);
     }
     if let Some(node) = fields.given("reset_format") {
-        let formats = [("delta", ResetFormat::Delta), ("epoch", ResetFormat::Epoch), ("iso", ResetFormat::Iso)];
-        let format = fields::choice(node, &formats, "reset_format", &path.key("reset_format"), report);
+        let format = fields::choice(node, &RESET_FORMATS, "reset_format", &path.key("reset_format"), report);
         response.reset_format = format.unwrap_or_default();
     }
     response

@@ -68,7 +68,8 @@ pub(super) fn attributes(plans: &Plans, rules: &[Rule]) -> Vec<Box<[u8]>> {
     keys
 }
 
-const CLASSES: [(&str, Class); 4] =
+/// The most important first.
+pub(super) const CLASSES: [(&str, Class); 4] =
     [("critical", Class::Critical), ("high", Class::High), ("normal", Class::Normal), ("low", Class::Low)];
 
 pub(super) fn class(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<Class> {

@@ -32,7 +32,9 @@ pub struct TestStep {
 }
 
 /// The most that one step asks: a test is no load test.
-const MAX_REPEAT: u64 = 1_000_000;
+pub(super) const MAX_REPEAT: u64 = 1_000_000;
+
+pub(super) const CODES: [(&str, Code); 2] = [("ok", Code::Ok), ("over_limit", Code::OverLimit)];
 
 pub(super) fn read(domain: &str, node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Vec<RuleTest> {
     let path = path.key("tests");
@@ -78,7 +80,6 @@ fn step(node: &Node<'_>, earliest: Micros, path: &Path<'_>, report: &mut Report<
         }
     };
     let (hits, repeat) = (number("hits", u64::from(u32::MAX))?, number("repeat", MAX_REPEAT)?);
-    let codes = [("ok", Code::Ok), ("over_limit", Code::OverLimit)];
     let (Some(expect), Some(list)) = (fields.given("expect"), fields.given("descriptors")) else {
         if !fields.has_unknown(Level::Step) {
             let problem = report.error(fields.at, path, "a step needs `descriptors` and `expect`");
@@ -86,7 +87,7 @@ fn step(node: &Node<'_>, earliest: Micros, path: &Path<'_>, report: &mut Report<
         }
         return None;
     };
-    let expect = fields::choice(expect, &codes, "code", &path.key("expect"), report)?;
+    let expect = fields::choice(expect, &CODES, "code", &path.key("expect"), report)?;
     let limited_by = fields.given("limited_by").and_then(|node| fields::text(node, &path.key("limited_by"), report));
     let path = path.key("descriptors");
     let mut descriptors = Vec::new();
