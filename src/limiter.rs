@@ -169,6 +169,13 @@ impl Shared {
         self.in_force.store(Arc::new(InForce { rules: Arc::new(rules), domains, places }));
     }
 
+    /// What the settings and the switch say about all rules of a domain.
+    pub fn plan_settings(&self, domain: &[u8]) -> PlanSettings {
+        let mut settings = self.settings.plan;
+        settings.shadow |= self.records.switch(domain) == Switch::ShadowAll;
+        settings
+    }
+
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
@@ -332,8 +339,7 @@ impl<S: Store> Limiter<S> {
             metrics.unknown_domains.inc();
             return;
         };
-        let shadows =
-            self.shared.settings.plan.shadow || self.shared.records.switch(loaded.domain.name.as_bytes()) == Switch::ShadowAll;
+        let shadows = self.shared.plan_settings(loaded.domain.name.as_bytes()).shadow;
         for status in &decision.statuses {
             let Some(rule) = status.rule else {
                 loaded.counters.unmatched();

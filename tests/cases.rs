@@ -1,5 +1,5 @@
 //! Every behaviour in `tests/cases/*.yaml`, three ways: decided in memory and in a real Redis by a clock set by hand, and
-//! asked of a running server over gRPC.
+//! asked of a running server over gRPC. By hand, each decision is foreseen before it is made, which counts nothing.
 
 #[path = "cases/format.rs"]
 mod format;
@@ -24,14 +24,16 @@ use weir::api::proto::envoy::service::ratelimit::v3::rate_limit_service_client::
 use weir::api::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use weir::api::{AnswerSettings, convert};
 use weir::config::{LoadOptions, load_texts};
-use weir::limit::{DAY, HOUR, Micros, SECOND};
+use weir::limit::{DAY, HOUR, Micros, Mode, SECOND};
 use weir::limiter::{Answer, Limiter, LimiterSettings, Shared};
-use weir::rules::plan::PlanSettings;
+use weir::rules::plan::{Moment, PlanSettings};
+use weir::rules::request::Request;
 use weir::rules::{ChargeRule, RuleSet, Unit};
+use weir::rules::{decision, explain};
 use weir::store::memory::MemoryStore;
 use weir::store::redis::{Connector, RedisSettings, RedisStore};
 
-use weir::store::{Clock, Store};
+use weir::store::{Clock, Outcomes, Store, Wait};
 
 /// When every case begins: an edge of minute, hour and day, 19,676 days after the epoch.
 const BEGINNING: Micros = 19_676 * DAY;
@@ -74,6 +76,36 @@ struct Remote {
     client: RateLimitServiceClient<Channel>,
 }
 
+/// A code, which descriptor's rule refuses, a delay.
+type Foreseen = (decision::Code, Option<Option<usize>>, Micros);
+
+impl<S: Store> Direct<S> {
+    /// What would be decided, asked without counting it: code, who refuses, delay. Nobody foresees what a request gives back, nor who
+    /// refuses longest after a refusal that is charged.
+    async fn foresee(&self, request: &Request<'_>) -> Option<Foreseen> {
+        if request.descriptors.iter().any(|descriptor| descriptor.is_negative_hits) {
+            return None;
+        }
+        let shared = self.limiter.shared();
+        let rules = shared.rules();
+        let domain = rules.domains.get(request.domain)?;
+        let settings = shared.plan_settings(request.domain);
+        let moment = Moment { now: self.clock.load(Ordering::Acquire), patience: None };
+        let explained = explain::explain(domain, request, settings, moment, shared.records()).ok()?;
+        let question = explain::question(&explained.plan.group);
+        let outcomes = match question.checks.is_empty() {
+            true => Outcomes::new(),
+            false => self.limiter.store().apply(&question, Wait::of(STORE_TIMEOUT)).await.ok()?,
+        };
+        let decision = decision::decide(domain, &explained.plan, &outcomes, settings.shadow);
+        let delays = question.checks.iter().zip(&outcomes).filter(|(check, _)| check.mode != Mode::Shadow);
+        let delays = delays.map(|(check, outcome)| explain::delay(check, outcome));
+        let delay = if decision.code == decision::Code::Ok { delays.max().unwrap_or(0) } else { 0 };
+        let is_charged = explained.plan.group.checks.iter().any(|check| check.charge == weir::limit::Charge::Always);
+        Some((decision.code, (!is_charged).then_some(decision.limited_by), delay))
+    }
+}
+
 impl<S: Store> Asked for Direct<S> {
     const HAS_CLOCK: bool = true;
 
@@ -82,8 +114,15 @@ impl<S: Store> Asked for Direct<S> {
     }
 
     async fn ask(&self, message: &RateLimitRequest) -> Result<Seen, String> {
+        let foreseen = self.foresee(&convert::request(message)).await;
         let arrival = Instant::now();
-        match self.limiter.decide(&convert::request(message), arrival, None).await {
+        let answer = self.limiter.decide(&convert::request(message), arrival, None).await;
+        if let (Answer::Decided(decided), Some(foreseen)) = (&answer, foreseen) {
+            let decision = &decided.decision;
+            let limited_by = foreseen.1.map(|_| decision.limited_by);
+            assert_eq!((decision.code, limited_by, decision.delay), foreseen, "what was foreseen: {message:?}");
+        }
+        match answer {
             Answer::Decided(decided) => {
                 let response = convert::response(&decided, &convert::request(message), &self.answers, arrival);
                 let limited_by = decided.decision.limited_by.and_then(|place| decided.decision.statuses[place].rule);

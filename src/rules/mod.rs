@@ -1,11 +1,12 @@
 //! Which limits apply to a request, and what their outcomes mean. Pure: no clock, no I/O.
 //!
 //! A [`RuleSet`] is compiled by `config` and never changes; a reload makes another. [`tree`] finds the rule of a descriptor,
-//! [`plan`] turns a request into the checks to decide, [`decision`] turns their outcomes into the answer.
+//! [`plan`] turns a request into the checks to decide, [`decision`] turns their outcomes into the answer; [`explain`] says why.
 
 pub mod address;
 pub mod calendar;
 pub mod decision;
+pub mod explain;
 pub mod key;
 pub mod plan;
 pub mod precedence;

@@ -51,6 +51,8 @@ pub struct Planned {
     pub kind: Kind,
     /// The tier whose limits apply, where the rule's are a tier's.
     pub tier: Option<TierId>,
+    /// The request's class, where the rule keeps a share of its limits free.
+    pub class: Option<Class>,
     /// Its checks in the group.
     pub checks: SmallVec<[PlannedCheck; 2]>,
     /// Hits, weighted.
@@ -153,7 +155,7 @@ fn planned(
     for (place, ((descriptor, found), kind)) in request.descriptors.iter().zip(found).zip(kinds).enumerate() {
         let rule = found.as_ref().map(|found| found.rule);
         let cost = planner.cost(descriptor);
-        let mut planned = Planned { rule, kind, tier: None, checks: SmallVec::new(), cost };
+        let mut planned = Planned { rule, kind, tier: None, class: None, checks: SmallVec::new(), cost };
         if kind == Kind::Limited && !verdict.admits() {
             planner.add(place, descriptor, found.as_ref(), &mut planned)?;
         }
@@ -165,14 +167,15 @@ fn planned(
 }
 
 /// The rule of a descriptor: by all its entries; failing that, by those that are no attributes.
-fn find<'a>(domain: &'a Domain, entries: &[Entry<'a>]) -> Option<Match<'a>> {
-    let found = domain.tree.find(entries);
+pub(super) fn find<'a>(domain: &'a Domain, entries: &[Entry<'a>]) -> Option<Match<'a>> {
+    domain.tree.find(entries).or_else(|| domain.tree.find(&without_attributes(domain, entries)?))
+}
+
+/// The entries that are no attributes; `None` where none is one.
+pub(super) fn without_attributes<'a>(domain: &Domain, entries: &[Entry<'a>]) -> Option<SmallVec<[Entry<'a>; 4]>> {
     let is_attribute = |entry: &Entry<'_>| domain.plans.attributes.iter().any(|key| **key == *entry.key);
-    if found.is_some() || domain.plans.attributes.is_empty() || !entries.iter().any(is_attribute) {
-        return found;
-    }
-    let matched: SmallVec<[Entry<'a>; 4]> = entries.iter().copied().filter(|entry| !is_attribute(entry)).collect();
-    domain.tree.find(&matched)
+    let has_attributes = !domain.plans.attributes.is_empty() && entries.iter().any(is_attribute);
+    has_attributes.then(|| entries.iter().copied().filter(|entry| !is_attribute(entry)).collect())
 }
 
 fn by_tier<'d>(domain: &'d Domain, found: &[Option<Match<'_>>]) -> Option<(usize, &'d RuleTiers)> {
@@ -296,10 +299,10 @@ impl<'r> Planner<'_, 'r> {
             planned.kind = Kind::Unlimited;
             return Ok(());
         }
-        let class = if rule.reserve { self.class(descriptor) } else { None };
+        planned.class = if rule.reserve { self.class(descriptor) } else { None };
         for (number, limit) in limits.iter().enumerate() {
             let mut check = self.check(descriptor, limit, planned.cost, mode, owner);
-            if let (Some(priority), Some(class), None) = (&domain.plans.priority, class, limit.limit.calendar()) {
+            if let (Some(priority), Some(class), None) = (&domain.plans.priority, planned.class, limit.limit.calendar()) {
                 check.limit = priority.usable(&check.limit, class);
             }
             let key = key::key(&domain.key_prefix, &entries, &limit.key_suffix);

@@ -4,6 +4,7 @@
 //! differently; what is left, wildcards of more pieces and regular expressions, is tried as one set.
 
 mod index;
+mod trace;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,6 +18,7 @@ use self::index::PatternIndex;
 use super::RuleId;
 use super::key::Part;
 use super::request::Entry;
+pub use trace::{End, Found, Trace};
 
 /// How a descriptor's value is matched.
 #[derive(Clone, Debug)]
