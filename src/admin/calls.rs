@@ -54,6 +54,7 @@ pub(super) static CALLS: &[Call] = &[
     call("GetUsage", Role::Read, Method::GET, "/v1/domains/{domain}/subjects/{subject}/usage"),
     call("ResetUsage", Role::Change, Method::POST, "/v1/domains/{domain}/subjects/{subject}/reset"),
     call("GetHistory", Role::Read, Method::GET, "/v1/domains/{domain}/subjects/{subject}/history"),
+    call("Explain", Role::Read, Method::POST, "/v1/domains/{domain}/explain"),
     call("ExportRecords", Role::Read, Method::GET, "/v1/records"),
     call("ImportRecords", Role::Change, Method::POST, "/v1/records"),
 ];
@@ -197,6 +198,7 @@ calls! {
     "GetUsage" get_usage GetUsageRequest -> Usage;
     "ResetUsage" reset_usage ResetUsageRequest -> ResetUsageResponse;
     "GetHistory" get_history GetHistoryRequest -> History;
+    "Explain" explain ExplainRequest -> Explanation;
     "ExportRecords" export_records ExportRecordsRequest -> Records;
     "ImportRecords" import_records Records -> ImportRecordsResponse;
 }

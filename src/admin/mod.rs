@@ -3,6 +3,7 @@
 pub mod access;
 mod calls;
 mod convert;
+mod explain;
 pub mod http;
 mod openapi;
 mod operations;

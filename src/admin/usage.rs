@@ -155,7 +155,7 @@ impl<S: OperatorStore> Operations<S> {
         }
     }
 
-    fn now(&self) -> Micros {
+    pub(super) fn now(&self) -> Micros {
         self.shared.local().clock().now()
     }
 
@@ -213,10 +213,11 @@ impl<S: OperatorStore> Operations<S> {
         }
     }
 
-    async fn look(&self, group: &Group) -> Result<Outcomes, Problem> {
+    pub(super) async fn look(&self, group: &Group) -> Result<Outcomes, Problem> {
         let mut outcomes = Outcomes::new();
         for (keys, checks) in group.keys.chunks(MAX_AT_ONCE).zip(group.checks.chunks(MAX_AT_ONCE)) {
-            let part = Group { keys: keys.iter().cloned().collect(), checks: checks.iter().copied().collect(), refused: false };
+            let part =
+                Group { keys: keys.iter().cloned().collect(), checks: checks.iter().copied().collect(), refused: group.refused };
             outcomes.extend(self.store.look(&part).await?);
         }
         Ok(outcomes)

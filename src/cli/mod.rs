@@ -8,6 +8,8 @@ mod schema;
 mod serve;
 mod welcome;
 
+use std::process::ExitCode;
+
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::settings::Given;
@@ -41,20 +43,21 @@ enum Command {
     Completions(completions::CompletionsArgs),
 }
 
-/// Runs what the arguments ask for.
+/// Runs what the arguments ask for, to its exit code.
 ///
 /// # Errors
 /// Whatever kept it from doing so, in words for the person who typed it.
-pub fn run() -> anyhow::Result<()> {
+pub fn run() -> anyhow::Result<ExitCode> {
     let Cli { command, serve } = Cli::parse();
     match command.unwrap_or(Command::Serve(serve)) {
         Command::Serve(given) => serve::run(&given),
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(*args),
-        Command::Admin(command) => admin::run(command),
+        Command::Admin(command) => return admin::run(command),
         Command::Schema => schema::run(),
         Command::Completions(args) => completions::run(&args, Cli::command()),
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 /// A reader who has seen enough is no error.

@@ -13,6 +13,13 @@ use super::values::redacted;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Given(BTreeMap<&'static str, String>);
 
+impl Given {
+    /// As if these flags had been given, by their settings' keys.
+    pub fn of(flags: impl IntoIterator<Item = (&'static str, String)>) -> Given {
+        Given(flags.into_iter().collect())
+    }
+}
+
 impl clap::Args for Given {
     fn augment_args(command: Command) -> Command {
         let switch = |arg: Arg| arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false");

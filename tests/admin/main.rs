@@ -10,5 +10,6 @@ mod client;
 mod commands;
 mod description;
 mod everywhere;
+mod explain;
 mod metrics;
 mod usage;

@@ -2,6 +2,7 @@
 
 mod assign;
 mod client;
+mod explain;
 mod export;
 mod import;
 mod overriding;
@@ -10,6 +11,7 @@ mod table;
 mod usage;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
@@ -27,6 +29,8 @@ pub(super) enum AdminCommand {
     Assign(assign::AssignArgs),
     /// Changes the limits of one subject, blocks it, exempts it; shows and lists what was said.
     Override(Box<overriding::OverrideArgs>),
+    /// Says what would be decided of a request, and why, without counting it.
+    Explain(explain::ExplainArgs),
     /// Writes everything that was said while weir runs, as YAML: subjects, tiers, switches.
     Export(export::ExportArgs),
     /// Reads what `weir export` wrote, YAML or JSON, in place of what is there by the same names.
@@ -63,10 +67,11 @@ impl Subject {
     }
 }
 
-pub(super) fn run(command: AdminCommand) -> anyhow::Result<()> {
+pub(super) fn run(command: AdminCommand) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
+            AdminCommand::Explain(args) => return Ok(explain::run(args).await),
             AdminCommand::Usage(args) => usage::run(args).await,
             AdminCommand::Reset(args) => reset::run(args).await,
             AdminCommand::Assign(args) => assign::run(args).await,
@@ -74,6 +79,7 @@ pub(super) fn run(command: AdminCommand) -> anyhow::Result<()> {
             AdminCommand::Export(args) => export::run(args).await,
             AdminCommand::Import(args) => import::run(args).await,
         }
+        .map(|()| ExitCode::SUCCESS)
     })
 }
 

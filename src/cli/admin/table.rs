@@ -1,5 +1,8 @@
 //! Columns for people.
 
+/// What stands for no number.
+const NONE: &str = "-";
+
 /// Rows under their headings, each column as wide as its widest cell; columns of numbers stand to the right.
 pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
@@ -8,7 +11,10 @@ pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     };
     let is_number = |cell: &str| !cell.is_empty() && cell.bytes().all(|byte| byte.is_ascii_digit());
     let columns: Vec<(usize, bool)> = (0..headings.len())
-        .map(|column| (width(column), !rows.is_empty() && rows.iter().all(|row| is_number(&row[column]))))
+        .map(|column| {
+            let mut cells = rows.iter().map(|row| row[column].as_str()).filter(|cell| *cell != NONE).peekable();
+            (width(column), cells.peek().is_some() && cells.all(is_number))
+        })
         .collect();
     let line = |cells: &[String]| {
         let cells = cells.iter().zip(&columns).map(|(cell, (width, right))| match right {
@@ -30,5 +36,7 @@ mod tests {
         let rows = [vec!["per-user".to_owned(), "7".to_owned()], vec!["ai".to_owned(), "1000".to_owned()]];
         assert_eq!(table(&["rule", "used"], &rows), "RULE      USED\nper-user     7\nai        1000\n");
         assert_eq!(table(&["rule"], &[]), "RULE\n");
+        let some = [["10".to_owned(), "-".to_owned()].to_vec(), ["-".to_owned(), "-".to_owned()].to_vec()];
+        assert_eq!(table(&["used", "left"], &some), "USED  LEFT\n  10  -\n   -  -\n");
     }
 }

@@ -21,6 +21,12 @@ pub struct Descriptor {
     entries: Vec<(String, String)>,
 }
 
+impl Descriptor {
+    pub fn entries(&self) -> &[(String, String)] {
+        &self.entries
+    }
+}
+
 impl FromStr for Descriptor {
     type Err = String;
 
