@@ -1,4 +1,4 @@
-//! Where keys stand, and what to say of one that stands wrongly. What the keys are is in [`language`](super::language).
+//! Where keys stand, and what to say of one that stands wrongly. What the keys are is in [`language`].
 
 use super::language::{self, Field};
 

@@ -27,7 +27,7 @@ async fn with_tokens() -> (tempfile::TempDir, Weir) {
     (directory, weir)
 }
 
-async fn client(weir: &Weir) -> AdminServiceClient<Channel> {
+pub(crate) async fn client(weir: &Weir) -> AdminServiceClient<Channel> {
     let endpoint = Channel::from_shared(format!("http://127.0.0.1:{}", weir.admin)).expect("the address is well-formed");
     AdminServiceClient::new(endpoint.connect().await.expect("the admin port speaks gRPC"))
 }

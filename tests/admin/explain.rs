@@ -6,6 +6,9 @@ use std::process::{Command, Stdio};
 use regex::Regex;
 use serde_json::{Value, json};
 
+use weir::admin::proto::weir::admin::v1::{Descriptor, Entry, ExplainRequest};
+
+use crate::access;
 use crate::client::{call, call_as, done};
 use crate::support::http;
 use crate::support::redis::RedisServer;
@@ -234,6 +237,10 @@ async fn as_json_over_http_and_by_whom() {
         (&json!(0), &json!(5), &json!(2), &json!("ok"))
     );
     assert_eq!(limit["counter"], "w1|api|path=/ai|{user_id=u1}|sliding_window_log|7d");
+    let entries = [("path", "/ai"), ("user_id", "u1")].map(|(key, value)| Entry { key: key.into(), value: value.into() }).to_vec();
+    let request = ExplainRequest { domain: "api".into(), descriptors: vec![Descriptor { entries }], hits: 2 };
+    let by_grpc = access::client(&weir).await.explain(request).await.expect("an answer").into_inner();
+    assert_eq!((&*by_grpc.decision, &*by_grpc.policy), ("over_limit", "ai/1-per-365d"));
     let admin = format!("http://127.0.0.1:{}", weir.admin);
     let words = ["explain", "--domain", "api", "--descriptor", "path=/ai,user_id=u1", "--hits", "2", "--json", "--admin", &admin];
     let (code, printed, _) = self::weir(&words).await;
