@@ -266,6 +266,39 @@ fn every_key_is_read_by_the_loader() {
     }
 }
 
+#[test]
+fn beside_limits_a_rate_limit_has_a_limit_or_names_alone() {
+    let validator = validator();
+    let names = json!({"name": "n", "replaces": []});
+    let check = |rate_limit: &Value, is_good: bool| {
+        let document = json!({"domain": "d", "descriptors": [{"key": "k", "limits": ["5/minute"], "rate_limit": rate_limit}]});
+        let problems = problems(&document);
+        assert_eq!((problems.is_empty(), validator.is_valid(&document)), (is_good, is_good), "{rate_limit}: {problems:?}");
+    };
+    check(&names, true);
+    let limit = [
+        ("algorithm", json!("leaky_bucket")),
+        ("burst", json!(9)),
+        ("max_wait", json!("1s")),
+        ("block_for", json!("1m")),
+        ("charge", json!("always")),
+        ("unlimited", json!(false)),
+    ];
+    assert!(fields(Level::Limit).iter().all(|field| {
+        ["unit", "requests_per_unit", "window", "requests"].contains(&field.name) || limit.iter().any(|(key, _)| *key == field.name)
+    }));
+    for (key, value) in limit {
+        let with = |value: &Value, mut rate_limit: Value| {
+            rate_limit[key] = value.clone();
+            rate_limit
+        };
+        check(&with(&value, names.clone()), false);
+        check(&with(&Value::Null, names.clone()), true);
+        let own = json!({"algorithm": "leaky_bucket", "unit": "hour", "requests_per_unit": 5});
+        check(&with(&value, own), true);
+    }
+}
+
 /// A domain as the loader understands it, if it does.
 fn meaning(document: &Value) -> Option<String> {
     let loaded = load_texts(&[("a.yaml", &document.to_string())], &LoadOptions::default(), &RuleSet::default());

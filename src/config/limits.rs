@@ -81,18 +81,35 @@ pub(crate) fn rate_limit<'n>(
                 drafts.written += 1;
                 return Naming::default();
             };
-            let only_names = ["unit", "requests_per_unit", "window", "requests", "unlimited"].iter().all(|key| !fields.has(key));
+            let has_limit = ["unit", "requests_per_unit", "window", "requests"].iter().any(|key| fields.has(key));
+            let has_limit = has_limit || fields.given("unlimited").is_some();
             if fields.has("use") && !fields.has("tier") {
                 let problem = report.error(fields.place("use"), path, "`use` does nothing without `tier`");
                 problem.hint("it picks a set of limits of the caller's tier");
             }
             if fields.has("tier") {
                 by_tier(&fields, &path, report, drafts);
-            } else if !(beside_limits && only_names) {
+            } else if beside_limits && !has_limit {
+                only_names(&fields, &path, report);
+            } else {
                 limit(&fields, Level::RateLimit, default, &path, report, drafts);
             }
             naming(&fields, &path, report)
         }
+    }
+}
+
+/// A `rate_limit` that says beside `limits` what they are called, and has no limit that the rest could be about.
+fn only_names(fields: &Fields<'_, '_>, path: &Path<'_>, report: &mut Report<'_>) {
+    if fields.has_unknown(Level::RateLimit) {
+        return;
+    }
+    for key in keys::of(Level::Limit).filter(|key| fields.given(key).is_some()) {
+        let message = format!("`{key}` does nothing in a `rate_limit` that has no limit of its own");
+        report.error(fields.place(key), path, message).hint(match key {
+            "block_for" => "write it on the descriptor, beside `limits`",
+            _ => "write it in the items of `limits`, in their map form, or give this one `unit` and `requests_per_unit`",
+        });
     }
 }
 

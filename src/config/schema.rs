@@ -75,7 +75,7 @@ fn together(level: Level) -> Value {
     let one = json!({"minProperties": 1, "maxProperties": 1});
     match level {
         Level::Limit => limit(json!({"anyOf": amounts()})),
-        // Beside `limits` it may do with its names alone: its descriptor says whether there are any.
+        // Beside `limits` it may do with its names: its descriptor says whether there are any.
         Level::RateLimit => limit(json!({
             "dependentRequired": {"unit": ["requests_per_unit"], "requests_per_unit": ["unit"], "window": ["requests"], "requests": ["window"], "use": ["tier"]},
             "allOf": [{"if": {"required": ["tier"]}, "then": without(keys::of(Level::Limit).filter(|key| *key != "block_for"))}],
@@ -88,7 +88,10 @@ fn together(level: Level) -> Value {
                 "if": {"anyOf": [decides("allow"), decides("deny")]},
                 "then": without(["rate_limit", "limits", "quota"].into_iter()),
                 "not": {"allOf": [decides("allow"), decides("deny")]},
-                "anyOf": [{"required": ["limits"]}, {"properties": {"rate_limit": {"anyOf": ways}}}],
+                "anyOf": [
+                    {"required": ["limits"], "properties": {"rate_limit": without(keys::of(Level::Limit))}},
+                    {"properties": {"rate_limit": {"anyOf": ways}}},
+                ],
             })
         }
         Level::Tier => json!({"anyOf": [{"required": ["limits"]}, some("quota"), unlimited()]}),
