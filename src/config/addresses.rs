@@ -3,7 +3,7 @@
 use super::fields::{self, Amount, Fields, describe};
 use super::keys::Level;
 use super::problem::{Path, Report};
-use super::raw::{Node, Value};
+use super::raw::{Kind, Node, Scalar, Value};
 use crate::rules::address::{Addresses, Prefix};
 
 /// A key, a list of keys, or a map of keys to lengths of prefixes.
@@ -39,7 +39,7 @@ fn prefix(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<P
 
 fn length(node: &Node<'_>, longest: u8, path: &Path<'_>, report: &mut Report<'_>) -> Option<u8> {
     let written = match &node.value {
-        Value::Scalar(scalar) => fields::parse_amount(&scalar.text).ok(),
+        Value::Scalar(Scalar { kind: Kind::Integer | Kind::Float, text }) => fields::parse_amount(text).ok(),
         _ => None,
     };
     let length = match written {
