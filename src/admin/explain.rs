@@ -101,6 +101,7 @@ fn request(asked: &proto::ExplainRequest) -> Result<Request<'_>, Problem> {
             .iter()
             .map(|entry| Entry { key: entry.key.as_bytes(), value: entry.value.as_bytes() })
             .collect(),
+        hits: descriptor.hits,
         ..Descriptor::default()
     });
     Ok(Request { domain: asked.domain.as_bytes(), descriptors: descriptors.collect(), hits_addend: asked.hits })

@@ -221,6 +221,25 @@ async fn what_an_entry_is_counted_as_is_told() {
 }
 
 #[tokio::test]
+async fn hits_of_a_descriptors_own_look_or_report_and_are_not_weighted() {
+    in_both_stores(async |weir| {
+        assert!(decide(weir, &[("path", "/ai"), ("user_id", "u1")]).await);
+        let report = "why  its own hits report what was used: they count also where there is no room\n";
+        let (code, said) = explain(weir, &["path=/ai,user_id=u1;hits=1"]).await;
+        assert!(code == 1 && said.contains(report) && !said.contains("would block"), "{said}");
+        assert!(said.contains("1. path=/ai, user_id=u1: over_limit\n"), "{said}");
+        let (code, said) = explain(weir, &["path=/ai,user_id=u1;hits=0"]).await;
+        assert!(code == 0 && said.contains("why  a cost of 0 looks: over where more than the limit is used\n"), "{said}");
+        assert!(said.contains("ai/1-per-365d  rule  fixed_window  1/365d  0  1  0  in _  room\n"), "{said}");
+        let (code, said) = explain(weir, &["user_id=u1,method=POST;hits=2", "user_id=u2,method=POST"]).await;
+        assert!(code == 0 && said.contains("  2/365d  2  0  2  -  room\n\n2."), "{said}");
+        assert_eq!(said.matches("it weighs 2 (`costs`)").count(), 1, "{said}");
+        assert_eq!(explain(weir, &["user_id=u1;hits=2"]).await.0, 0, "nothing was counted");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn as_json_over_http_and_by_whom() {
     let weir = rules().start().await;
     let path = "/v1/domains/api/explain";
@@ -238,7 +257,7 @@ async fn as_json_over_http_and_by_whom() {
     );
     assert_eq!(limit["counter"], "w1|api|path=/ai|{user_id=u1}|sliding_window_log|7d");
     let entries = [("path", "/ai"), ("user_id", "u1")].map(|(key, value)| Entry { key: key.into(), value: value.into() }).to_vec();
-    let request = ExplainRequest { domain: "api".into(), descriptors: vec![Descriptor { entries }], hits: 2 };
+    let request = ExplainRequest { domain: "api".into(), descriptors: vec![Descriptor { entries, hits: None }], hits: 2 };
     let by_grpc = access::client(&weir).await.explain(request).await.expect("an answer").into_inner();
     assert_eq!((&*by_grpc.decision, &*by_grpc.policy), ("over_limit", "ai/1-per-365d"));
     let admin = format!("http://127.0.0.1:{}", weir.admin);

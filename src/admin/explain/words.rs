@@ -79,10 +79,11 @@ impl Sentences<'_, '_, '_> {
             said.extend(reasons.record.as_deref().into_iter().flat_map(|record| of_record(record, rule, planned, reasons)));
             said.extend(self.of_class(planned));
             said.extend(self.of_mode(planned));
-            said.extend(self.of_charge(planned));
+            said.extend(self.of_hits(planned).map(str::to_owned));
             said.extend(status.and_then(|status| self.of_block(rule, planned, status)));
         }
-        if reasons.weight != 1 && planned.rule.is_some() {
+        let has_own_hits = self.0.request.descriptors[place].hits.is_some();
+        if reasons.weight != 1 && !has_own_hits && planned.rule.is_some() {
             said.push(format!("it weighs {} (`costs`)", reasons.weight));
         }
         said
@@ -189,9 +190,15 @@ impl Sentences<'_, '_, '_> {
         }
     }
 
-    fn of_charge(&self, planned: &Planned) -> Option<String> {
+    /// Hits that do not count as those of an ordinary request do.
+    fn of_hits(&self, planned: &Planned) -> Option<&'static str> {
         let mut checks = planned.checks.iter().map(|of| &self.0.explained.plan.group.checks[of.check]);
-        checks.any(|check| check.charge == Charge::Always).then(|| "refused hits count, too (`charge: always`)".to_owned())
+        match checks.clone().next()?.operation {
+            Operation::Look => Some("a cost of 0 looks: over where more than the limit is used"),
+            Operation::Report => Some("its own hits report what was used: they count also where there is no room"),
+            _ if checks.any(|check| check.charge == Charge::Always) => Some("refused hits count, too (`charge: always`)"),
+            _ => None,
+        }
     }
 
     /// A refusal now would block for a while.

@@ -24,8 +24,9 @@ pub(crate) struct ExplainArgs {
     /// The domain of the rules.
     #[arg(long, value_name = "NAME")]
     domain: String,
-    /// A descriptor: entries joined by commas, as in `path=/a,user_id=u1`. May be repeated.
-    #[arg(long = "descriptor", value_name = "KEY=VALUE,…", required = true)]
+    /// A descriptor: entries joined by commas, as in `path=/a,user_id=u1`, and at the end its own hits_addend if it has one, as in
+    /// `user_id=u1;hits=250`. May be repeated.
+    #[arg(long = "descriptor", value_name = "KEY=VALUE,…[;hits=N]", required = true)]
     descriptors: Vec<Descriptor>,
     /// The request's hits_addend.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -43,7 +44,10 @@ pub(crate) struct ExplainArgs {
 impl ExplainArgs {
     fn descriptors(&self) -> Value {
         let entry = |(key, value): &(String, String)| json!({"key": key, "value": value});
-        let descriptor = |descriptor: &Descriptor| json!({"entries": descriptor.entries().iter().map(entry).collect::<Vec<_>>()});
+        let descriptor = |descriptor: &Descriptor| {
+            let entries: Vec<Value> = descriptor.entries().iter().map(entry).collect();
+            json!({"entries": entries, "hits": descriptor.hits()})
+        };
         self.descriptors.iter().map(descriptor).collect()
     }
 }

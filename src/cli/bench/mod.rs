@@ -45,8 +45,9 @@ pub struct BenchArgs {
     /// The domain to ask about.
     #[arg(long, value_name = "NAME")]
     pub domain: String,
-    /// A descriptor: entries joined by commas, as in `path=/a,user_id={}`; `{}` becomes one of --keys. May be repeated.
-    #[arg(long = "descriptor", value_name = "KEY=VALUE,…", required = true)]
+    /// A descriptor: entries joined by commas, as in `path=/a,user_id={}`, where `{}` becomes one of --keys, and at the end its own
+    /// hits_addend if it has one, as in `user_id={};hits=250`. May be repeated.
+    #[arg(long = "descriptor", value_name = "KEY=VALUE,…[;hits=N]", required = true)]
     pub descriptors: Vec<Descriptor>,
     /// How many different values `{}` takes.
     #[arg(long, value_name = "N", default_value = "1")]

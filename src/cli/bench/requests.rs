@@ -19,11 +19,17 @@ const PREFIX: usize = 5;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
     entries: Vec<(String, String)>,
+    hits: Option<u64>,
 }
 
 impl Descriptor {
     pub fn entries(&self) -> &[(String, String)] {
         &self.entries
+    }
+
+    /// Its own hits_addend.
+    pub fn hits(&self) -> Option<u64> {
+        self.hits
     }
 }
 
@@ -35,7 +41,13 @@ impl FromStr for Descriptor {
             Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
             _ => Err(format!("{part:?}: expected key=value")),
         };
-        Ok(Descriptor { entries: text.split(',').map(entry).collect::<Result<_, _>>()? })
+        let (entries, hits) = match text.rsplit_once(";hits=") {
+            Some((entries, hits)) => {
+                (entries, Some(hits.parse().map_err(|_| format!("{hits:?}: expected a whole number of hits"))?))
+            }
+            None => (text, None),
+        };
+        Ok(Descriptor { entries: entries.split(',').map(entry).collect::<Result<_, _>>()?, hits })
     }
 }
 
@@ -96,6 +108,7 @@ fn request(domain: &str, descriptors: &[Descriptor], hits: Option<u32>, key: &st
     let entry = |(name, value): &(String, String)| Entry { key: name.clone().into(), value: value.replace("{}", key).into() };
     let descriptor = |descriptor: &Descriptor| RateLimitDescriptor {
         entries: descriptor.entries.iter().map(entry).collect(),
+        hits_addend: descriptor.hits,
         ..RateLimitDescriptor::default()
     };
     RateLimitRequest {
@@ -164,17 +177,20 @@ mod tests {
 
     #[test]
     fn a_message_holds_what_was_typed() {
-        let requests = requests(&["path=/a=b,user_id=u{}", "plan="], 3, Choice::Uniform).expect("a table");
+        let requests = requests(&["path=/a=b;c,user_id=u{};hits=0", "plan="], 3, Choice::Uniform).expect("a table");
         let last = decoded(&requests.messages[2]);
         assert_eq!((&last.domain[..], last.hits_addend, last.descriptors.len()), (&b"api"[..], 3, 2));
         let entries: Vec<(&[u8], &[u8])> =
             last.descriptors.iter().flat_map(|d| &d.entries).map(|entry| (&entry.key[..], &entry.value[..])).collect();
-        assert_eq!(entries, [(&b"path"[..], &b"/a=b"[..]), (b"user_id", b"u2"), (b"plan", b"")]);
+        assert_eq!(entries, [(&b"path"[..], &b"/a=b;c"[..]), (b"user_id", b"u2"), (b"plan", b"")]);
+        assert_eq!(last.descriptors.iter().map(|descriptor| descriptor.hits_addend).collect::<Vec<_>>(), [Some(0), None]);
     }
 
     #[test]
     fn what_cannot_be_meant_is_refused() {
-        assert!("user_id".parse::<Descriptor>().is_err() && "a=1,=2".parse::<Descriptor>().is_err());
+        for bad in ["user_id", "a=1,=2", "a=1;hits=", "a=1;hits=-1", ";hits=1"] {
+            assert!(bad.parse::<Descriptor>().is_err(), "{bad}");
+        }
         assert!(requests(&["a=b"], 2, Choice::Uniform).is_err());
         assert!(requests(&["a={}"], MAX_KEYS + 1, Choice::Uniform).is_err());
     }
