@@ -70,7 +70,7 @@ fn counts(limit: &Limit, made: Micros, now: Micros) -> bool {
     }
 }
 
-/// Whether these outcomes refuse the request: what [`super::decide`] went by.
+/// Whether these outcomes refuse the request: what [`super::decide()`] went by.
 pub fn is_refused(checks: &[Check], outcomes: &[Outcome], refused: bool) -> bool {
     let over = |check: &Check| is_over(checks, outcomes, check.owner);
     let enforced = |(check, outcome): (&Check, &Outcome)| check.mode == Mode::Enforce && !outcome.is_allowed();

@@ -20,7 +20,7 @@ const SET_SIZE: usize = 512;
 /// Up to so many bytes of middle pieces, the automaton that finds them is the fastest, of up to some 8 MB.
 const MAX_FAST_PIECES: usize = 32 << 10;
 
-/// What [`Node::seal`] makes of a branch's patterns, each by its place in the declaration order.
+/// What [`super::Node::seal`] makes of a branch's patterns, each by its place in the declaration order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PatternIndex {
     one_of: HashMap<Box<[u8]>, usize, RandomState>,
