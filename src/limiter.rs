@@ -88,11 +88,17 @@ pub struct Decided {
     pub decision: Decision,
     /// Where the domain is in the rules in force; `None`: it is unknown.
     loaded: Option<(Held, usize)>,
+    /// Allowed by the switch: nobody looked at the rules.
+    switched: bool,
     /// The limits that came with the request.
     pub overrides: Vec<RuleLimit>,
 }
 
 impl Decided {
+    fn unlimited(request: &Request<'_>, loaded: Option<(Held, usize)>) -> Decided {
+        Decided { decision: unlimited(request), loaded, switched: false, overrides: Vec::new() }
+    }
+
     /// `None`: an unknown domain.
     pub fn domain(&self) -> Option<&Domain> {
         self.loaded().map(|loaded| &*loaded.domain)
@@ -265,14 +271,14 @@ impl<S: Store> Limiter<S> {
             return Err(Answer::Unavailable("no rate limit configuration loaded".to_owned()));
         }
         let Some(&place) = held.places.get(request.domain) else {
-            return Err(Answer::Decided(Box::new(Decided { decision: unlimited(request), loaded: None, overrides: Vec::new() })));
+            return Err(Answer::Decided(Box::new(Decided::unlimited(request, None))));
         };
         let mut settings = self.shared.settings;
         match self.shared.records.switch(request.domain) {
             Switch::Off => {}
             Switch::AllowAll => {
-                let decided = Decided { decision: unlimited(request), loaded: Some((held, place)), overrides: Vec::new() };
-                return Err(Answer::Decided(Box::new(decided)));
+                let loaded = Some((held, place));
+                return Err(Answer::Decided(Box::new(Decided { switched: true, ..Decided::unlimited(request, loaded) })));
             }
             Switch::ShadowAll => settings.plan.shadow = true,
         }
@@ -308,7 +314,7 @@ impl<S: Store> Limiter<S> {
             tallies::record(&self.recorder, domain, request, plan, &decision, *now);
         }
         let overrides = std::mem::take(&mut plan.overrides);
-        Answer::Decided(Box::new(Decided { decision, loaded: Some((held.clone(), *place)), overrides }))
+        Answer::Decided(Box::new(Decided { decision, loaded: Some((held.clone(), *place)), switched: false, overrides }))
     }
 
     fn held(&self) -> Held {
@@ -339,6 +345,10 @@ impl<S: Store> Limiter<S> {
             metrics.unknown_domains.inc();
             return;
         };
+        if decided.switched {
+            metrics.allowed_by_switch.inc();
+            return;
+        }
         let shadows = self.shared.plan_settings(loaded.domain.name.as_bytes()).shadow;
         for status in &decision.statuses {
             let Some(rule) = status.rule else {

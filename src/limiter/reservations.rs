@@ -113,7 +113,9 @@ impl Prepared {
     }
 
     fn decided(self, decision: Decision) -> Box<Decided> {
-        Box::new(Decided { decision, loaded: self.loaded, overrides: self.plan.map(|plan| plan.overrides).unwrap_or_default() })
+        let switched = self.loaded.is_some() && self.plan.is_none();
+        let overrides = self.plan.map(|plan| plan.overrides).unwrap_or_default();
+        Box::new(Decided { decision, loaded: self.loaded, switched, overrides })
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Metrics {
     pub rules: RuleCounters,
     /// Calls that named no domain of the rules.
     pub unknown_domains: Counter,
+    /// Calls that were allowed because the switch says so.
+    pub allowed_by_switch: Counter,
     /// Descriptors that got their domain's default tier.
     pub unknown_tiers: Counter,
     pub errors: Errors,
@@ -135,6 +137,9 @@ impl Metrics {
         registry.register_collector(Box::new(rules.clone()));
         let unknown_domains = Counter::default();
         registry.register("unknown_domain", "Calls for a domain that no rules are loaded for", unknown_domains.clone());
+        let allowed_by_switch = Counter::default();
+        let help = "Calls that were allowed without a look at the rules, as the switch says";
+        registry.register("allowed_by_switch", help, allowed_by_switch.clone());
         let unknown_tiers = Counter::default();
         registry.register("unknown_tier", "Descriptors that named no known tier and got the default one", unknown_tiers.clone());
         let ready = Gauge::default();
@@ -144,6 +149,7 @@ impl Metrics {
         Metrics {
             rules,
             unknown_domains,
+            allowed_by_switch,
             unknown_tiers,
             errors: Errors::new(&mut registry),
             degraded: Degraded::new(&mut registry),

@@ -95,3 +95,18 @@ descriptors:
     done(&weir, "PUT", call.1, call.0).await;
     assert_eq!(decide(&weir, &[("tenant", "t1")]).await, (true, 3));
 }
+
+#[tokio::test]
+async fn what_the_switch_allows_is_no_request_without_a_rule() {
+    let rules = "{domain: api, descriptors: [{key: user_id, rate_limit: {unit: hour, requests_per_unit: 1}}]}";
+    let weir = Settings::with_rules(rules).env("WEIR_ADMIN_LOCAL_CHANGES", "true").start().await;
+    let unmatched = "weir_unmatched_descriptors_total{domain=\"api\"}";
+    done(&weir, "PUT", "/v1/switch", json!({"switch": "allow"})).await;
+    for _ in 0..3 {
+        assert!(decide(&weir, &[("user_id", "u1")]).await.0);
+    }
+    assert_eq!((metric(&weir, "weir_allowed_by_switch_total").await, metric(&weir, unmatched).await), (3, 0));
+    done(&weir, "PUT", "/v1/switch", json!({"switch": "off"})).await;
+    decide(&weir, &[("tenant", "t1")]).await;
+    assert_eq!((metric(&weir, "weir_allowed_by_switch_total").await, metric(&weir, unmatched).await), (3, 1));
+}
