@@ -55,6 +55,8 @@ enum Part {
     TwoCores,
     /// One call at a time: latency.
     OneCall,
+    /// A tier of three limits beside one of one, and what is said of others.
+    Plans,
 }
 
 fn main() -> Result<()> {
@@ -75,6 +77,9 @@ fn main() -> Result<()> {
     }
     if is_wanted(Part::OneCall) {
         parts::one_call(&turns)?;
+    }
+    if is_wanted(Part::Plans) {
+        parts::plans(&turns)?;
     }
     Ok(())
 }

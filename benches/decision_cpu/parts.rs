@@ -204,3 +204,37 @@ pub(crate) fn one_call(turns: &Turns) -> Result<()> {
     target("Redis: p50 above the empty handler's, times EVALSHA's", &above.ratio(&script), "", 2.2);
     Ok(())
 }
+
+/// What a plan costs: a tier's three limits beside one, and subjects of whom nothing is said where much is said of others.
+pub(crate) fn plans(turns: &Turns) -> Result<()> {
+    const ONE_LIMIT: &[&str] = &["account=a{},tier=one"];
+    const THREE_LIMITS: &[&str] = &["account=a{},tier=three"];
+    table::title("Plans: a tier of three limits beside a tier of one; 100,000 records of others beside none");
+    let servers = Servers::start(SERVER_CORE, 1, LOADER_CORE)?;
+    let with_records = servers::weir_with_records(SERVER_CORE)?;
+    let redis = Some(servers.redis.pid());
+    let contenders: [(&str, &Process, &'static [&'static str], Option<u32>); 6] = [
+        ("memory, one limit", &servers.memory, ONE_LIMIT, None),
+        ("memory, three limits", &servers.memory, THREE_LIMITS, None),
+        ("Redis, one limit", &servers.weir_redis, ONE_LIMIT, redis),
+        ("Redis, three limits", &servers.weir_redis, THREE_LIMITS, redis),
+        ("memory, no records", &servers.memory, ONE, None),
+        ("memory, records of others", &with_records, ONE, None),
+    ];
+    let mut all: BTreeMap<&str, Numbers> = BTreeMap::new();
+    for _ in 0..turns.rounds {
+        for (name, server, descriptors, redis) in contenders {
+            let report = servers::load(server, &Load { descriptors, redis, ..turns.load() })?;
+            ensure!(report.overall_code.keys().eq(["OK"]), "{name}: {:?} {:?}", report.overall_code, report.errors);
+            all.entry(name).or_default().push(&report);
+        }
+    }
+    for (name, numbers) in &all {
+        numbers.print(name);
+    }
+    table::title("Against the targets");
+    compare(&all, ("memory, three limits", "memory, one limit"), |name, ratio| target(name, ratio, "", 1.5));
+    compare(&all, ("Redis, three limits", "Redis, one limit"), |name, ratio| target(name, ratio, "", 1.5));
+    compare(&all, ("memory, records of others", "memory, no records"), |name, ratio| number(name, ratio, ""));
+    Ok(())
+}

@@ -30,7 +30,16 @@ descriptors:
   - key: bucket_id
     name: bucket
     rate_limit: {unit: minute, requests_per_unit: 1000000, algorithm: token_bucket}
+  - key: account
+    name: plan
+    rate_limit: {tier: {entry: tier}}
+tiers:
+  one: {limits: [1000000/minute]}
+  three: {limits: [1000000/minute, 10000000/hour, 100000000/day]}
+default_tier: one
 ";
+/// Subjects that something is said of, none of whom asks.
+const RECORDS: usize = 100_000;
 
 /// Ends with this value.
 pub(crate) struct Process {
@@ -99,6 +108,10 @@ pub(crate) fn redis(cores: &str) -> Result<Process> {
 
 /// weir, ready to decide; in memory unless it is given a Redis.
 pub(crate) fn weir(cores: &str, threads: usize, redis: Option<&Process>) -> Result<Process> {
+    serve(cores, threads, redis, &[("WEIR_ADMIN_LISTEN", "127.0.0.1:0")])
+}
+
+fn serve(cores: &str, threads: usize, redis: Option<&Process>, settings: &[(&str, &str)]) -> Result<Process> {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("decision_cpu");
     std::fs::create_dir_all(&directory)?;
     std::fs::write(directory.join("rules.yaml"), RULES)?;
@@ -106,9 +119,10 @@ pub(crate) fn weir(cores: &str, threads: usize, redis: Option<&Process>) -> Resu
     let address = free_address()?;
     let mut command = on_cores(cores, Path::new(WEIR));
     command.arg("serve").arg("--rules").arg(directory).args(["--store", &store, "--grpc-listen", &address]);
-    command.args(["--http-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--threads", &threads.to_string()]);
+    command.args(["--http-listen", "127.0.0.1:0", "--threads", &threads.to_string()]);
     // Under load in a full queue, a decision may take longer than it should in production.
     command.args(["--store-timeout", "1s", "--log-level", "error"]).stdout(Stdio::null());
+    command.envs(settings.iter().copied());
     let process = Process { child: command.spawn()?, address }.await_connection("weir")?;
     let begun = Instant::now();
     loop {
@@ -118,6 +132,21 @@ pub(crate) fn weir(cores: &str, threads: usize, redis: Option<&Process>) -> Resu
         }
         ensure!(begun.elapsed() < START, "weir does not decide: {:?}", report.errors);
     }
+}
+
+/// weir in memory, where something is said of many others than those who ask.
+pub(crate) fn weir_with_records(cores: &str) -> Result<Process> {
+    let admin = free_address()?;
+    let process = serve(cores, 1, None, &[("WEIR_ADMIN_LISTEN", &admin), ("WEIR_ADMIN_LOCAL_CHANGES", "true")])?;
+    let subjects: Vec<_> = (0..RECORDS)
+        .map(|number| serde_json::json!({"domain": "bench", "subject": format!("user_id=other{number}"), "multiplier": 2.0}))
+        .collect();
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("records.json");
+    std::fs::write(&file, serde_json::json!({"subjects": subjects}).to_string())?;
+    let mut import = on_cores(cores, Path::new(WEIR));
+    import.arg("import").arg(&file).args(["--admin", &format!("http://{admin}")]).stdout(Stdio::null());
+    ensure!(import.status()?.success(), "the records cannot be imported");
+    Ok(process)
 }
 
 /// What to load a server with.
