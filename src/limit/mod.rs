@@ -6,13 +6,12 @@
 //! 2^53 ([`MAX_EXACT`]), where a `u64` here and a double in Lua are the same number.
 
 mod bucket;
-mod calendar;
 mod decide;
-mod fixed_window;
 mod penalty;
 pub mod reservation;
 mod sliding_counter;
 mod sliding_log;
+mod window;
 
 pub use decide::{Charge, Check, Mode, Operation, Resolved, decide};
 pub use sliding_log::{Hit, MAX_LOG_REQUESTS};
@@ -335,13 +334,12 @@ impl Limit {
     /// used, and nothing to store. `max_delay` bounds what a leaky bucket's admission may wait.
     pub fn step(&self, state: Option<&State>, now: Micros, cost: Cost, max_delay: Option<Micros>) -> Step {
         match self.algorithm {
-            Algorithm::FixedWindow => fixed_window::step(self, state, now, cost),
+            Algorithm::FixedWindow | Algorithm::Calendar => window::step(self, state, now, cost),
             Algorithm::SlidingLog => sliding_log::step(self, state, now, cost),
             Algorithm::SlidingCounter => sliding_counter::step(self, state, now, cost),
             Algorithm::TokenBucket => bucket::step(self, state, now, cost, None, false),
             Algorithm::LeakyBucket => bucket::step(self, state, now, cost, max_delay, true),
             Algorithm::Penalty => penalty::step(self, state, now),
-            Algorithm::Calendar => calendar::step(self, state, now, cost),
         }
     }
 
@@ -352,11 +350,10 @@ impl Limit {
             return self.step(state, now, cost, max_delay);
         }
         let (next, ttl) = match self.algorithm {
-            Algorithm::FixedWindow => fixed_window::charge(self, state, now, cost),
+            Algorithm::FixedWindow | Algorithm::Calendar => window::charge(self, state, now, cost),
             Algorithm::SlidingLog => sliding_log::charge(self, state, now, cost),
             Algorithm::SlidingCounter => sliding_counter::charge(self, state, now, cost),
             Algorithm::TokenBucket | Algorithm::LeakyBucket => bucket::charge(self, state, now, cost),
-            Algorithm::Calendar => calendar::charge(self, state, now, cost),
             Algorithm::Penalty => return self.step(state, now, 0, None),
         };
         let retry_after = match self.step(Some(&next), now, 1, max_delay).outcome {
@@ -369,11 +366,10 @@ impl Limit {
     /// Gives `cost` back, never below empty. Always allowed; absent state stays absent.
     pub fn refund(&self, state: Option<&State>, now: Micros, cost: Cost) -> Step {
         let refunded = match self.algorithm {
-            Algorithm::FixedWindow => fixed_window::refund(self, state, now, cost),
+            Algorithm::FixedWindow | Algorithm::Calendar => window::refund(self, state, now, cost),
             Algorithm::SlidingLog => sliding_log::refund(self, state, now, cost),
             Algorithm::SlidingCounter => sliding_counter::refund(self, state, now, cost),
             Algorithm::TokenBucket | Algorithm::LeakyBucket => bucket::refund(self, state, now, cost),
-            Algorithm::Calendar => calendar::refund(self, state, now, cost),
             Algorithm::Penalty => None,
         };
         let after = refunded.as_ref().map(|(next, _)| next).or(state);

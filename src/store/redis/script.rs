@@ -7,12 +7,11 @@ use deadpool_redis::redis::{RedisResult, Script, cmd};
 
 const SOURCE: &str = concat!(
     include_str!("lua/prelude.lua"),
-    include_str!("lua/fixed_window.lua"),
+    include_str!("lua/window.lua"),
     include_str!("lua/sliding_log.lua"),
     include_str!("lua/sliding_counter.lua"),
     include_str!("lua/bucket.lua"),
     include_str!("lua/penalty.lua"),
-    include_str!("lua/calendar.lua"),
     include_str!("lua/reservation.lua"),
     include_str!("lua/decide.lua"),
     include_str!("lua/batch.lua"),
