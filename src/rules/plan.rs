@@ -302,7 +302,10 @@ impl<'r> Planner<'_, 'r> {
         planned.class = if rule.reserve { self.class(descriptor) } else { None };
         for (number, limit) in limits.iter().enumerate() {
             let mut check = self.check(descriptor, limit, planned.cost, mode, owner);
-            if let (Some(priority), Some(class), None) = (&domain.plans.priority, planned.class, limit.limit.calendar()) {
+            // What was done, or is given back, is counted as it is: a bucket that seems smaller would forget debt.
+            let asks = matches!(check.operation, Operation::Take | Operation::Look);
+            if let (true, Some(priority), Some(class), None) = (asks, &domain.plans.priority, planned.class, limit.limit.calendar())
+            {
                 check.limit = priority.usable(&check.limit, class);
             }
             let key = key::key(&domain.key_prefix, &entries, &limit.key_suffix);

@@ -77,8 +77,10 @@ impl<S: Store> Store for DenyCache<S> {
             return self.store.apply(group, wait).await;
         }
         let Some(question) = Question::of(group) else {
+            let answer = self.store.apply(group, wait).await;
+            // Now, not before: what is heard meanwhile is forgotten, too.
             self.refusals.forget_refunded(group);
-            return self.store.apply(group, wait).await;
+            return answer;
         };
         if let Some(outcomes) = self.refusals.recall(&question, wait.asked) {
             return Ok(outcomes);

@@ -17,7 +17,8 @@ const SET_FROM: usize = 8;
 const MAX_LENGTHS: usize = 64;
 /// Patterns in one set: bounds the memory of its automaton.
 const SET_SIZE: usize = 512;
-/// Up to so many bytes of middle pieces, the automaton that finds them is the fastest, of up to some 8 MB.
+/// Up to so many bytes of middle pieces, the automaton that finds them is the fastest: mostly of a few MB, at the
+/// most some 30.
 const MAX_FAST_PIECES: usize = 32 << 10;
 
 /// What [`super::Node::seal`] makes of a branch's patterns, each by its place in the declaration order.

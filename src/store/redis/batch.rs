@@ -19,8 +19,9 @@ use super::script;
 use super::wire::{self, Encoded, Listing};
 use crate::store::{Clock, Outcomes, StoreError};
 
-/// Requests that wait for the call under way; more than 10 ms of them at full speed.
-pub(super) const MAX_QUEUED: usize = 4_096;
+/// Requests in the channel, and as many again that were taken off it, wait for the call under way; more than 10 ms of them at full
+/// speed.
+pub(super) const MAX_QUEUED: usize = 2_048;
 /// Requests of one call: a larger batch saves Redis little and makes everyone wait for the last.
 const MAX_BATCH: usize = 64;
 /// Checks of one call, unless a single request has more.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use deadpool_redis::redis::{RedisResult, cmd};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -113,7 +114,7 @@ impl RedisStore {
         alive.map_err(|error| StoreError::Unavailable(Arc::from(error.to_string())))
     }
 
-    /// Queues a group; what comes back is where its answer will be.
+    /// Queues a group.
     fn send(&self, group: &Group, wait: Wait) -> Result<Queued, StoreError> {
         match Encoded::new(group, &self.connector.listed.hasher) {
             Some(encoded) => self.queue(encoded, wait),
@@ -121,19 +122,17 @@ impl RedisStore {
         }
     }
 
+    /// Queues a request. The lane does not watch a deadline that comes before that of one that was queued earlier.
     fn queue(&self, encoded: Encoded, wait: Wait) -> Result<Queued, StoreError> {
+        let deadline = wait.deadline.saturating_duration_since(self.start).as_nanos();
+        let deadline = u64::try_from(deadline).unwrap_or(u64::MAX);
+        let is_watched = self.latest_deadline.fetch_max(deadline, Ordering::Relaxed) <= deadline;
         let (respond, answer) = oneshot::channel();
         match self.queue.try_send(Request { encoded, deadline: wait.deadline, respond: Some(respond) }) {
-            Ok(()) => Ok(answer),
-            Err(_) => Err(unavailable("too many requests are waiting")),
+            Ok(()) => Ok((answer, is_watched)),
+            Err(TrySendError::Full(_)) => Err(unavailable("too many requests are waiting")),
+            Err(TrySendError::Closed(_)) => Err(unavailable(ENDED)),
         }
-    }
-
-    /// Whether a request's deadline comes before that of one that was queued earlier: the lane does not watch such deadlines.
-    fn is_impatient(&self, deadline: Instant) -> bool {
-        let deadline = deadline.saturating_duration_since(self.start).as_nanos();
-        let deadline = u64::try_from(deadline).unwrap_or(u64::MAX);
-        self.latest_deadline.fetch_max(deadline, Ordering::Relaxed) > deadline
     }
 
     /// The lane's connection, once there is one.
@@ -156,22 +155,25 @@ impl RedisStore {
     }
 }
 
-/// Where the answer to a request in the queue will be.
-type Queued = oneshot::Receiver<Result<Outcomes, StoreError>>;
+/// Where the answer to a request in the queue will be, and whether it comes by the deadline at the latest.
+type Queued = (oneshot::Receiver<Result<Outcomes, StoreError>>, bool);
+
+/// Why there is no answer from a lane that is no more.
+const ENDED: &str = "the connection's task has ended";
 
 impl Store for RedisStore {
     async fn apply(&self, group: &Group, wait: Wait) -> Result<Outcomes, StoreError> {
         if group.checks.is_empty() {
             return Ok(Outcomes::new());
         }
-        let answer = self.send(group, wait)?;
-        let answer = if self.is_impatient(wait.deadline) {
+        let (answer, is_watched) = self.send(group, wait)?;
+        let answer = if !is_watched {
             let in_time = Box::pin(timeout_at(wait.deadline, answer));
             in_time.await.unwrap_or(Ok(Err(StoreError::Timeout)))
         } else {
             answer.await
         };
-        answer.unwrap_or_else(|_| Err(unavailable("the connection's task has ended")))
+        answer.unwrap_or_else(|_| Err(unavailable(ENDED)))
     }
 }
 

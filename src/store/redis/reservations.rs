@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use super::batch::Status;
 use super::connect::Link;
 use super::wire::{self, Encoded};
-use super::{RedisStore, unavailable};
+use super::{ENDED, RedisStore, unavailable};
 use crate::limit::Outcome;
 use crate::rules::key::Key;
 use crate::store::reservations::{Gated, Kept, Passed, ReservationStore};
@@ -19,11 +19,9 @@ impl ReservationStore for RedisStore {
     async fn pass(&self, gated: &Gated, wait: Wait) -> Result<Passed, StoreError> {
         let encoded = Encoded::gated(gated, &self.connector.listed.hasher);
         let encoded = encoded.ok_or(StoreError::TooLarge(gated.group.checks.len() + 1))?;
-        let answer = self.queue(encoded, wait)?;
-        // Those who come later must know of its deadline, which the lane need not watch: it has a timer of its own.
-        self.is_impatient(wait.deadline);
+        let (answer, _) = self.queue(encoded, wait)?;
         let answer = timeout_at(wait.deadline, answer).await.map_err(|_| StoreError::Timeout)?;
-        let mut outcomes = answer.unwrap_or_else(|_| Err(unavailable("the connection's task has ended")))?;
+        let mut outcomes = answer.unwrap_or_else(|_| Err(unavailable(ENDED)))?;
         if outcomes.is_empty() {
             return Err(unavailable("a reply that is none of the script"));
         }
