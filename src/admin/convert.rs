@@ -30,6 +30,15 @@ pub(super) fn subject_name(domain: &str, subject: &str) -> Result<RecordName, Pr
     Ok(RecordName::Subject { domain: domain.into(), subject: named.as_slice().into() })
 }
 
+/// Two names that are both this one.
+pub(super) fn same_subject(one: &RecordName, other: &RecordName, both: &RecordName) -> Problem {
+    let [one, other, both] = [one, other, both].map(|name| match name {
+        RecordName::Subject { subject, .. } => key::shown(subject),
+        name => name.text(),
+    });
+    invalid(format!("`{one}` and `{other}` are both `{both}`: one record of it can be imported; nothing was"))
+}
+
 pub(super) fn micros(time: &Timestamp) -> Result<Micros, Problem> {
     let (Ok(seconds), Ok(nanos)) = (u64::try_from(time.seconds), u64::try_from(time.nanos)) else { return Ok(0) };
     match seconds.saturating_mul(SECOND).saturating_add(nanos / 1_000) {

@@ -1,6 +1,7 @@
 //! What the admin API does, whoever asks and by whichever protocol.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::convert;
@@ -127,8 +128,15 @@ impl<S: OperatorStore> Operations<S> {
         &self,
         request: proto::RemoveSubjectRequest,
     ) -> Result<proto::RemoveSubjectResponse, Problem> {
-        let name = self.subject_name(&request.domain, &request.subject)?;
-        Ok(proto::RemoveSubjectResponse { removed: self.remove(name).await? })
+        // What was said of an address before its domain counted by network stands under the address itself.
+        let literal = convert::subject_name(&request.domain, &request.subject)?;
+        let network = self.by_network(literal.clone());
+        let literal = Some(literal).filter(|literal| *literal != network);
+        let mut removed = self.remove(network).await?;
+        if let Some(literal) = literal {
+            removed |= self.remove(literal).await?;
+        }
+        Ok(proto::RemoveSubjectResponse { removed })
     }
 
     pub(super) async fn list_tiers(&self, request: proto::ListTiersRequest) -> Result<proto::ListTiersResponse, Problem> {
@@ -193,13 +201,26 @@ impl<S: OperatorStore> Operations<S> {
     }
 
     pub(super) async fn import_records(&self, request: proto::Records) -> Result<proto::ImportRecordsResponse, Problem> {
-        let records = convert::import(&request)?;
-        let changes = records.iter().map(|(name, record)| change_to(self.by_network(name.clone()), Expected::Anything, record));
+        let records = self.one_of_a_network(convert::import(&request)?)?;
+        let changes = records.into_iter().map(|(name, record)| change_to(name, Expected::Anything, &record));
         let changes: Vec<Change> = changes.collect::<Result<_, _>>()?;
         for page in changes.chunks(MAX_PAGE) {
             self.store.write(page).await?;
         }
         Ok(proto::ImportRecordsResponse { imported: changes.len() as u64 })
+    }
+
+    /// The records by the names they are kept by. Of two that are of one network the later one would be all that stays.
+    fn one_of_a_network(&self, records: Vec<(RecordName, Record)>) -> Result<Vec<(RecordName, Record)>, Problem> {
+        let mut given: HashMap<RecordName, RecordName> = HashMap::with_capacity(records.len());
+        let by_network = records.into_iter().map(|(literal, record)| {
+            let name = self.by_network(literal.clone());
+            match given.insert(name.clone(), literal.clone()) {
+                Some(other) if other != literal => Err(convert::same_subject(&other, &literal, &name)),
+                _ => Ok((name, record)),
+            }
+        });
+        by_network.collect()
     }
 
     /// The name of a subject's record.

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{decide, done};
+use crate::client::{call, decide, done};
 use crate::support::eventually;
+use crate::support::redis::RedisServer;
 use crate::support::weir::Settings;
 
 const RULES: &str = r"
@@ -47,6 +48,47 @@ async fn a_network_is_one_subject_whichever_address_is_named() {
     let named = json!({"subjects": [{"domain": "api", "subject": "remote_address=2001:db8::c", "multiplier": 2}]});
     done(&weir, "POST", "/v1/records", named).await;
     assert_eq!(ask("2001:db8::1").await, (true, 6), "of twice as many");
+}
+
+#[tokio::test]
+async fn what_was_said_of_an_address_before_can_be_removed() {
+    let redis = RedisServer::start();
+    let start = |rules: &str| Settings::with_rules(rules).redis(&redis.url()).env("WEIR_ADMIN_LOCAL_CHANGES", "true").start();
+    let before = start(&RULES.replace("addresses: remote_address\n", "")).await;
+    for address in ["2001:db8::1", "2001:db8::2"] {
+        done(&before, "PATCH", &of(address, ""), json!({"multiplier": 2})).await;
+    }
+    drop(before);
+    let weir = start(RULES).await;
+    let listed = async || {
+        let said = done(&weir, "GET", "/v1/domains/api/subjects", json!(null)).await;
+        let subjects: Vec<Value> = said["subjects"].as_array().expect("a list").clone();
+        subjects.iter().map(|subject| subject["subject"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    done(&weir, "PATCH", &of("2001:db8::1", ""), json!({"multiplier": 3})).await;
+    let [one, other] = ["remote_address=2001:db8::1", "remote_address=2001:db8::2"];
+    assert_eq!(listed().await, ["remote_address=2001:db8::/64", one, other]);
+    let removed = async |address: &str| done(&weir, "DELETE", &of(address, ""), json!(null)).await["removed"] == true;
+    assert!(removed("2001:db8::1").await);
+    assert_eq!(listed().await, [other]);
+    assert!(removed("2001:db8::2").await, "though nothing is said of its network");
+    assert!(listed().await.is_empty());
+    assert!(!removed("2001:db8::2").await);
+}
+
+#[tokio::test]
+async fn two_records_of_one_network_are_not_imported() {
+    let weir = Settings::with_rules(RULES).env("WEIR_ADMIN_LOCAL_CHANGES", "true").start().await;
+    let import = async |addresses: &[&str]| {
+        let named = |address: &&str| json!({"domain": "api", "subject": format!("remote_address={address}"), "multiplier": 2});
+        let subjects: Vec<Value> = addresses.iter().map(named).collect();
+        call(&weir, "POST", "/v1/records", json!({"subjects": subjects})).await
+    };
+    let refused = import(&["2001:db8:7::1", "2001:db8::1", "2001:db8::2"]).await;
+    let names = ["=2001:db8::1`", "=2001:db8::2`", "=2001:db8::/64`"];
+    assert!(refused.status == 400 && names.iter().all(|name| refused.body.contains(name)), "{refused:?}");
+    assert_eq!(done(&weir, "GET", "/v1/domains/api/subjects", json!(null)).await["subjects"], json!([]), "nothing is imported");
+    assert_eq!(import(&["2001:db8:7::1", "2001:db8::1", "2001:db8:0:1::1"]).await.status, 200);
 }
 
 #[tokio::test]
