@@ -15,7 +15,7 @@ use weir::rules::key::{self, Part};
 use weir::store::history::Tally;
 use weir::store::records::{Change, Expected, RecordName, RecordStore, RecordView};
 use weir::store::redis::{Connector, RedisRecords, RedisSettings, RedisSettingsError, RedisStore, RedisSubjects};
-use weir::store::subjects::SubjectStore;
+use weir::store::subjects::{Remembered, SubjectStore};
 use weir::store::{Clock, Group, Outcomes, Store, StoreError, Wait};
 
 const REQUESTS: u64 = 1_000;
@@ -308,7 +308,8 @@ async fn may_administer(settings: &RedisSettings) {
     }
     let subjects = RedisSubjects::new(records, Clock::System, 30);
     let tally = Tally { allowed: 1, refused: 1, cost: 1, tier: Some("pro".into()) };
-    assert_eq!(subjects.remember(vec![(b"w1|d|{a=b}|history".as_slice().into(), 7, tally.clone())]).await, Ok(0));
+    let remembered = subjects.remember(vec![(b"w1|d|{a=b}|history".as_slice().into(), 7, tally.clone())]).await;
+    assert_eq!(remembered, Remembered { written: 1, failure: None });
     assert_eq!(subjects.recall(b"w1|d|{a=b}|history", 7, 8).await, Ok(vec![(7, tally)]));
     let counters = subjects.counters(b"w1|d", b"user=u1").await.expect("an index");
     assert!(subjects.forget(&counters).await.is_ok());

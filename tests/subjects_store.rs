@@ -14,7 +14,7 @@ use weir::store::history::Tally;
 use weir::store::memory::MemoryStore;
 use weir::store::records::RecordView;
 use weir::store::redis::{Connector, RedisRecords, RedisSettings, RedisStore, RedisSubjects};
-use weir::store::subjects::{MemorySubjects, SubjectStore};
+use weir::store::subjects::{MemorySubjects, Remembered, SubjectStore};
 use weir::store::{Clock, Group, Store, Wait};
 
 const SEED: u64 = 11;
@@ -166,6 +166,26 @@ async fn histories_agree() {
         let kept = u64::from(KEPT_DAYS + 1) * 86_400;
         assert!((kept - 600..=kept).contains(&left), "{left} s");
     }
+}
+
+#[tokio::test]
+async fn what_was_written_before_a_failure_counts_as_written() {
+    let server = RedisServer::start();
+    let both = Both::new(&server).await;
+    let today = both.now.load(Ordering::Acquire) / DAY;
+    let name = |number: usize| format!("p|:api|{{user=u{number}}}|history");
+    let one = Tally { allowed: 1, ..Tally::default() };
+    let tallies: Vec<_> = (0..2_500).map(|number| (name(number).into_bytes().into_boxed_slice(), today, one.clone())).collect();
+    let no_history = format!("{}|2026-01-01", name(1_500));
+    let () = server.command(&["SET", &no_history, "a text, which no tally can be added to"]).await;
+    let remembered = both.redis_subjects.remember(tallies.clone()).await;
+    assert!(remembered.written == 1_000 && remembered.failure.is_some(), "{remembered:?}");
+    for (number, expected) in [(0, vec![(today, one.clone())]), (999, vec![(today, one)]), (2_499, vec![])] {
+        let known = both.redis_subjects.recall(name(number).as_bytes(), today, today).await;
+        assert_eq!(known, Ok(expected), "{number}");
+    }
+    let () = server.command(&["DEL", &no_history]).await;
+    assert_eq!(both.redis_subjects.remember(tallies).await, Remembered { written: 2_500, failure: None });
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::store::history::Tally;
 use crate::store::memory::MemoryStore;
 use crate::store::records::{Change, MemoryRecords, RecordName, RecordStore, WriteError};
 use crate::store::redis::{RedisRecords, RedisSubjects};
-use crate::store::subjects::{Day, MemorySubjects, SubjectStore};
+use crate::store::subjects::{Day, MemorySubjects, Remembered, SubjectStore};
 use crate::store::{Clock, Group, Outcomes, StoreError};
 
 /// How often histories are brought to the store: a subject that asks often is written once in so long.
@@ -43,17 +43,12 @@ impl Operators {
         if tallies.is_empty() {
             return;
         }
-        let subjects = tallies.len();
-        let (history, rows) = (&shared.metrics().history, subjects as u64);
-        match self.remember(tallies).await {
-            Ok(without_room) => {
-                history.written.inc_by(rows - without_room);
-                history.not_taken.inc_by(without_room);
-            }
-            Err(error) => {
-                history.not_taken.inc_by(rows);
-                tracing::debug!(%error, subjects, "a part of the history is lost");
-            }
+        let (history, rows) = (&shared.metrics().history, tallies.len() as u64);
+        let Remembered { written, failure } = self.remember(tallies).await;
+        history.written.inc_by(written);
+        history.not_taken.inc_by(rows - written);
+        if let Some(error) = failure {
+            tracing::debug!(%error, lost = rows - written, "a part of the history is lost");
         }
     }
 
@@ -153,7 +148,7 @@ impl SubjectStore for Operators {
         }
     }
 
-    async fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> Result<u64, StoreError> {
+    async fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> Remembered {
         match self {
             Operators::Memory { subjects, .. } => subjects.remember(tallies).await,
             Operators::Redis { subjects, .. } => subjects.remember(tallies).await,

@@ -19,6 +19,15 @@ const MAX_DAYS_IN_MEMORY: usize = 200_000;
 /// A day, counted from the epoch, in UTC.
 pub type Day = u64;
 
+/// What came of adding to histories.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// How many tallies were taken.
+    pub written: u64,
+    /// Why the others were not, where it is not for want of room.
+    pub failure: Option<StoreError>,
+}
+
 /// Administrative: these calls may take their time, and no decision waits for them.
 pub trait SubjectStore: Send + Sync {
     /// For how many days histories are kept; 0: not at all.
@@ -33,8 +42,8 @@ pub trait SubjectStore: Send + Sync {
     /// Forgets these counters, all of one subject; says how many there were.
     fn forget(&self, counters: &[Key]) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// Adds to histories, each by the name of [`crate::rules::key::of_subject`]; says for how many there was no room.
-    fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> impl Future<Output = Result<u64, StoreError>> + Send;
+    /// Adds to histories, each by the name of [`crate::rules::key::of_subject`].
+    fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> impl Future<Output = Remembered> + Send;
 
     /// What is known of these days, both included, ascending.
     fn recall(&self, history: &[u8], from: Day, to: Day) -> impl Future<Output = Result<Vec<(Day, Tally)>, StoreError>> + Send;
@@ -106,14 +115,14 @@ impl SubjectStore for MemorySubjects {
         Ok(counters.iter().map(|key| u64::from(self.store.forget(key))).sum())
     }
 
-    async fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> Result<u64, StoreError> {
+    async fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> Remembered {
         let mut histories = self.histories.lock();
-        let mut without_room = 0;
+        let mut remembered = Remembered::default();
         for (name, day, tally) in tallies {
             histories.drop_before((day + 1).saturating_sub(self.kept_days));
-            without_room += u64::from(!histories.add(name, day, &tally));
+            remembered.written += u64::from(histories.add(name, day, &tally));
         }
-        Ok(without_room)
+        remembered
     }
 
     async fn recall(&self, history: &[u8], from: Day, to: Day) -> Result<Vec<(Day, Tally)>, StoreError> {

@@ -8,7 +8,7 @@ use super::wire::{self, Encoded};
 use super::{Clock, batch};
 use crate::rules::key::{self, Key};
 use crate::store::history::Tally;
-use crate::store::subjects::{Day, MAX_COUNTERS, SubjectStore};
+use crate::store::subjects::{Day, MAX_COUNTERS, Remembered, SubjectStore};
 use crate::store::{Group, Outcomes, StoreError};
 
 /// Subjects whose days are written by one pipeline.
@@ -60,7 +60,9 @@ impl SubjectStore for RedisSubjects {
         self.records.ask(&command).await
     }
 
-    async fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> Result<u64, StoreError> {
+    /// Stops at the first pipeline that fails, and takes none of it for written.
+    async fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> Remembered {
+        let mut remembered = Remembered::default();
         for part in tallies.chunks(MAX_PIPELINE) {
             let mut pipeline = pipe();
             for (name, day, tally) in part {
@@ -75,9 +77,13 @@ impl SubjectStore for RedisSubjects {
                 }
                 pipeline.cmd("EXPIRE").arg(&key).arg((self.kept_days + 1) * SECONDS_A_DAY).ignore();
             }
-            self.records.ask_all::<()>(&pipeline).await?;
+            if let Err(error) = self.records.ask_all::<()>(&pipeline).await {
+                remembered.failure = Some(error);
+                break;
+            }
+            remembered.written += part.len() as u64;
         }
-        Ok(0)
+        remembered
     }
 
     async fn recall(&self, history: &[u8], from: Day, to: Day) -> Result<Vec<(Day, Tally)>, StoreError> {
