@@ -85,6 +85,28 @@ async fn the_calls_on_the_first_page_are_allowed_and_then_refused() {
     }
 }
 
+/// What a scrape declares, by the names of its samples.
+fn scraped(text: &str) -> BTreeSet<String> {
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let suffix = |kind| match kind {
+        "counter" => "_total",
+        "info" => "_info",
+        _ => "",
+    };
+    types.map(|(name, kind)| format!("{name}{}", suffix(kind))).collect()
+}
+
+#[tokio::test]
+async fn the_page_lists_the_metrics_of_a_scrape() {
+    let weir = started().await;
+    let scrape = http::get(weir.admin, "/metrics").await.expect("a scrape").body;
+    let page = read(&project().join("docs/settings.md"));
+    let metric = Regex::new(r"`(weir_[a-z_]+)`").expect("compiles");
+    let cells = page.lines().filter_map(|line| line.strip_prefix("| `weir_").map(|_| line.split('|').nth(1).unwrap_or_default()));
+    let listed: BTreeSet<String> = cells.flat_map(|cell| metric.captures_iter(cell).map(|found| found[1].to_owned())).collect();
+    assert_eq!(listed, scraped(&scrape));
+}
+
 /// The commands of shell blocks, a continued line as one, without comments.
 fn commands(page: &str) -> Vec<String> {
     let block = Regex::new(r"(?s)```sh\n(.*?)```").expect("compiles");
