@@ -219,3 +219,26 @@ async fn history_is_told_of_the_days_that_it_is_kept_for() {
     let none = open().flag("--history-days", "0").start().await;
     assert_eq!(call(&none, "GET", &format!("{}/history", subject("u1")), json!(null)).await.status, 400);
 }
+
+#[tokio::test]
+async fn what_classes_leave_to_others_is_no_part_of_what_is_used() {
+    let rules = "
+domain: api
+priority: {entry: priority, default: normal, reserve: {normal: 25%, low: 50%}}
+descriptors: [{key: pool, name: shared, reserve: true, rate_limit: {unit: hour, requests_per_unit: 8}}]
+";
+    let weir = Settings::with_rules(rules).env("WEIR_ADMIN_LOCAL_CHANGES", "true").start().await;
+    for class in ["low", "normal", "critical"] {
+        for _ in 0..8 {
+            decide(&weir, &[("pool", "p"), ("priority", class)]).await;
+        }
+        let usage = done(&weir, "GET", "/v1/domains/api/subjects/pool=p/usage", json!(null)).await;
+        let shared = &usage["limits"][0];
+        let used = match class {
+            "low" => 4,
+            "normal" => 6,
+            _ => 8,
+        };
+        assert_eq!((&shared["requests"], &shared["used"]), (&json!(8), &json!(used)), "{usage}");
+    }
+}
