@@ -94,10 +94,8 @@ impl<S: OperatorStore> Operations<S> {
     pub(super) async fn assign_tier(&self, request: proto::AssignTierRequest) -> Result<proto::Subject, Problem> {
         let name = self.subject_name(&request.domain, &request.subject)?;
         let domain = self.domain(&request.domain)?;
-        if !request.tier.is_empty() && domain.plans.tier_named(request.tier.as_bytes()).is_none() {
-            let known: Vec<&str> = domain.plans.tiers.iter().map(|tier| &*tier.name).collect();
-            let known = if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) };
-            return Err(Problem::Unknown(format!("domain `{}` has no tier `{}`: {known}", domain.name, request.tier)));
+        if !request.tier.is_empty() {
+            has_tier(&domain, &request.tier)?;
         }
         let tier = Some(request.tier).filter(|tier| !tier.is_empty());
         self.change(&name, |record| {
@@ -346,4 +344,15 @@ fn readable(page: Vec<(String, String)>) -> Vec<(RecordName, Record)> {
 /// Where the next page begins; empty after the last one.
 fn next_page(page: &[(String, String)], size: usize) -> String {
     page.last().filter(|_| page.len() >= size).map(|(name, _)| name.clone()).unwrap_or_default()
+}
+
+/// # Errors
+/// For a tier that the domain does not have; names those that it has.
+pub(super) fn has_tier(domain: &Domain, tier: &str) -> Result<(), Problem> {
+    if domain.plans.tier_named(tier.as_bytes()).is_some() {
+        return Ok(());
+    }
+    let known: Vec<&str> = domain.plans.tiers.iter().map(|tier| &*tier.name).collect();
+    let known = if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) };
+    Err(Problem::Unknown(format!("domain `{}` has no tier `{tier}`: {known}", domain.name)))
 }

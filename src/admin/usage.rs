@@ -9,7 +9,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
 use super::convert;
-use super::operations::{Operations, OperatorStore, Problem};
+use super::operations::{Operations, OperatorStore, Problem, has_tier};
 use super::proto::weir::admin::v1 as proto;
 use crate::limit::{Algorithm, DAY, Micros, Operation, Outcome, Period, RetryAfter, Shape};
 use crate::rules::key::{self, BLOCK_SUFFIX, Key};
@@ -78,7 +78,10 @@ impl<S: OperatorStore> Operations<S> {
         let record = self.read(&self.subject_name(&request.domain, &request.subject)?).await?.0;
         let tier = match &*request.tier {
             "" => self.last_tier(&domain, &subject).await?,
-            tier => Some(tier.into()),
+            tier => {
+                has_tier(&domain, tier)?;
+                Some(tier.into())
+            }
         };
         let counters = self.store.counters(&domain.key_prefix, &subject).await?;
         let mut group = Group::default();

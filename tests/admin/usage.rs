@@ -242,3 +242,19 @@ descriptors: [{key: pool, name: shared, reserve: true, rate_limit: {unit: hour, 
         assert_eq!((&shared["requests"], &shared["used"]), (&json!(8), &json!(used)), "{usage}");
     }
 }
+
+#[tokio::test]
+async fn a_tier_that_is_not_there_has_no_usage() {
+    let rules = "
+domain: api
+tiers: {free: {limits: [2/hour]}, pro: {limits: [9/hour]}}
+default_tier: free
+descriptors: [{key: user_id, rate_limit: {tier: {entry: tier}}}]
+";
+    let weir = Settings::with_rules(rules).env("WEIR_ADMIN_LOCAL_CHANGES", "true").start().await;
+    let by_tier = |tier: &str| format!("{}/usage?tier={tier}", subject("u1"));
+    assert_eq!(done(&weir, "GET", &by_tier("pro"), json!(null)).await["limits"][0]["requests"], 9);
+    let unknown = call(&weir, "GET", &by_tier("gold"), json!(null)).await;
+    assert_eq!(unknown.status, 404);
+    assert!(unknown.body.contains("domain `api` has no tier `gold`: it has free, pro"), "{}", unknown.body);
+}
