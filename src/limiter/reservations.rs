@@ -11,7 +11,7 @@ use super::{Decided, Held, Limiter, RETURN_TIME, tallies, unlimited, well_formed
 use crate::limit::reservation::{Gate, Reservation};
 use crate::limit::{Check, Cost, Micros, Outcome};
 use crate::rules::decision::{self, Code, Decision, Degraded};
-use crate::rules::key::{self, EntriesText, Key, Part};
+use crate::rules::key::{self, Key, Part};
 use crate::rules::plan::{self, Group, Moment, Plan};
 use crate::rules::request::Request;
 use crate::rules::reservation::{self, MAX_MEMO, Memo};
@@ -142,7 +142,7 @@ impl<S: ReservationStore> Limiter<S> {
             self.shared.metrics.unknown_tiers.inc_by(plan.unknown_tiers as u64);
             reservation::of_estimate(plan, order.estimate);
         }
-        let key = key_of(&prepared, order, key_prefix);
+        let key = key_of(prepared.domain(), order, key_prefix);
         let gate = Gate::Reserve { estimate: order.estimate, ttl: order.ttl };
         let gated = Gated { key, gate, memo, group: prepared.group() };
         for _ in 0..ATTEMPTS {
@@ -346,25 +346,22 @@ async fn hold(decided: &Decided) {
     }
 }
 
-/// Beside the first of its counters; without any, by its first descriptor.
-fn key_of(prepared: &Prepared, order: &Order<'_, '_>, key_prefix: &str) -> Key {
+/// By the subject of the first descriptor as it was asked, whatever limits it: a call that is repeated finds it after a reload or
+/// with another tier.
+fn key_of(domain: Option<&Domain>, order: &Order<'_, '_>, key_prefix: &str) -> Key {
     let request = order.request;
-    let domain = prepared.domain();
     let domain_prefix = match domain {
         Some(domain) => domain.key_prefix.clone(),
         None => key::domain_prefix(key_prefix, request.domain),
     };
-    let of_counter = prepared.plan.as_ref().and_then(|plan| plan.group.keys.first()).and_then(|key| key.subject(&domain_prefix));
-    let of_entries = || {
-        let entries: &[_] = request.descriptors.first().map(|descriptor| &descriptor.entries[..]).unwrap_or_default();
-        let keys = entries.iter().map(|entry| entry.key);
-        let place = domain.map_or(0, |domain| precedence::subject_place(domain, keys));
-        let Some(entry) = entries.get(place) else { return EntriesText::new() };
+    let entries: &[_] = request.descriptors.first().map(|descriptor| &descriptor.entries[..]).unwrap_or_default();
+    let keys = entries.iter().map(|entry| entry.key);
+    let place = domain.map_or(0, |domain| precedence::subject_place(domain, keys));
+    let subject = entries.get(place).map(|entry| {
         let value = domain.map(|domain| domain.addresses.counted(entry.key, entry.value));
         key::subject(Part { key: entry.key, value: value.as_deref().unwrap_or(entry.value), shared: false })
-    };
-    let subject = of_counter.map(EntriesText::from_slice).unwrap_or_else(of_entries);
-    reservation::key_of(&domain_prefix, &subject, order.idempotency_key)
+    });
+    reservation::key_of(&domain_prefix, &subject.unwrap_or_default(), order.idempotency_key)
 }
 
 /// Whether two groups are of the same limits: what the outcomes of one say holds for the other. A quota's edges are of its day.

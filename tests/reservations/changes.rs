@@ -76,13 +76,13 @@ descriptors:
   - {key: user, rate_limit: {tier: {assigned: user}}}
 ";
 
-async fn assign(weir: &Weir, caller: &Caller, tier: &str, size: u32) {
+async fn assign(weir: &Weir, caller: &Caller, tier: &str, size: Option<u32>) {
     let body = json!({ "tier": tier }).to_string();
     let path = "/v1/domains/llm/subjects/user=a/tier";
     let headers: &[(&str, &[u8])] = &[("content-type", b"application/json")];
     let answer = http::send(weir.admin, "PUT", path, headers, body.as_bytes()).await.expect("an answer");
     assert_eq!(answer.status, 200, "{}", answer.body);
-    eventually("another tier", async || limit(&look(caller, &[("user", "a")]).await) == Some(size)).await;
+    eventually("another tier", async || limit(&look(caller, &[("user", "a")]).await) == size).await;
 }
 
 #[tokio::test]
@@ -91,12 +91,46 @@ async fn another_tier_is_not_charged_for_what_the_first_one_was() {
         let entries: &[(&str, &str)] = &[("user", "a")];
         let (one, two) = (order(&[entries], 40, "one"), order(&[entries], 20, "two"));
         let reserved = [caller.reserve(one).await.unwrap().id, caller.reserve(two).await.unwrap().id];
-        assign(weir, &caller, "pro", 1_000).await;
+        assign(weir, &caller, "pro", Some(1_000)).await;
         assert_eq!(caller.commit(&reserved[0], 5).await, Ok((40, 5)));
         assert_eq!(caller.commit(&reserved[1], 30).await, Ok((20, 30)));
         assert_eq!(caller.remaining(entries).await, 1_000);
-        assign(weir, &caller, "free", 100).await;
+        assign(weir, &caller, "free", Some(100)).await;
         assert_eq!(caller.remaining(entries).await, 65);
+    })
+    .await;
+}
+
+/// The first descriptor is limited by the free tier alone.
+const HALF_LIMITED: &str = "
+domain: llm
+subject: user
+tiers: {free: {limits: [100/year]}, pro: {limits: [-1]}}
+default_tier: free
+descriptors:
+  - {key: user, rate_limit: {tier: {assigned: user}}}
+  - {key: wide, rate_limit: {unit: year, requests_per_unit: 1000}}
+";
+
+#[tokio::test]
+async fn what_is_asked_again_by_another_tier_and_other_rules_is_charged_once() {
+    each_server(HALF_LIMITED, async |weir: &Weir, caller: Caller| {
+        let asked = order(&[&[("user", "a")], &[("wide", "w")]], 40, "one");
+        let first = caller.reserve(asked.clone()).await.unwrap();
+        let assert_same = async |caller: &Caller| {
+            let again = caller.reserve(asked.clone()).await.unwrap();
+            assert_eq!((again.is_allowed(), &again.id, again.expires_at), (true, &first.id, first.expires_at));
+            assert_eq!(caller.remaining(&[("wide", "w")]).await, 960);
+        };
+        // What was first of its counters is not there any more.
+        assign(weir, &caller, "pro", None).await;
+        assert_same(&caller).await;
+        let renamed = HALF_LIMITED.replace("{key: user, rate_limit: {tier: {assigned: user}}}", "{key: other, limits: [7/year]}");
+        reload(weir, &caller, &renamed.replace("1000}", "1001}"), &[("wide", "w")], Some(1_001)).await;
+        let again = caller.reserve(asked.clone()).await.unwrap();
+        assert_eq!((&again.id, caller.remaining(&[("wide", "w")]).await), (&first.id, 961));
+        assert_eq!(caller.commit(&first.id, 10).await, Ok((40, 10)));
+        assert_eq!(caller.remaining(&[("wide", "w")]).await, 991);
     })
     .await;
 }
