@@ -157,48 +157,68 @@ impl MemoryStore {
     }
 
     fn decide_together(&self, group: &Group) -> Outcomes {
-        let shard_of: SmallVec<[usize; 4]> = group.keys.iter().map(|key| self.shard_of(key)).collect();
+        let mut locked = self.lock(&group.keys);
+        // Read under the locks, so that time never runs backwards between two requests on one counter.
+        let now = self.clock.now();
+        locked.decide(group, now)
+    }
+
+    /// Locks the counters of a group.
+    fn lock(&self, keys: &[Key]) -> Locked<'_> {
+        let shard_of: SmallVec<[usize; 4]> = keys.iter().map(|key| self.shard_of(key)).collect();
         let mut order = shard_of.clone();
         order.sort_unstable();
         order.dedup();
-        let mut locked: SmallVec<[MutexGuard<'_, Shard>; 4]> = order.iter().map(|&index| self.shards[index].lock()).collect();
-        let position = |index: usize| order.binary_search(&shard_of[index]).expect("every shard of the group is locked");
-        // Read under the locks, so that time never runs backwards between two requests on one counter.
-        let now = self.clock.now();
+        let shards = order.iter().map(|&index| self.shards[index].lock()).collect();
+        let position = |shard: &usize| order.binary_search(shard).expect("every shard of the group is locked");
+        Locked { positions: shard_of.iter().map(position).collect(), shards, store: self }
+    }
 
+    fn shard_of(&self, key: &Key) -> usize {
+        usize::try_from(self.hasher.hash_one(key.tag()) % SHARDS as u64).expect("a shard index is small")
+    }
+}
+
+/// The shards of a group's counters, and which of them each counter is in.
+struct Locked<'s> {
+    shards: SmallVec<[MutexGuard<'s, Shard>; 4]>,
+    positions: SmallVec<[usize; 4]>,
+    store: &'s MemoryStore,
+}
+
+impl Locked<'_> {
+    /// Decides and counts the group that it was locked for.
+    fn decide(&mut self, group: &Group, now: Micros) -> Outcomes {
+        let Locked { shards: locked, positions, store } = self;
         let refunds = group.checks.iter().take_while(|check| check.operation == Operation::Refund).count();
         let mut outcomes = Outcomes::with_capacity(group.checks.len());
         for index in 0..refunds {
             let (key, check) = (&group.keys[index], &group.checks[index]);
-            let shard = &mut locked[position(index)];
+            let shard = &mut locked[positions[index]];
             let place = shard.find(key);
             let step = check.limit.refund(shard.live(place, now), now, check.cost);
             if let Some(next) = step.next {
-                shard.put(key, place, Counter { state: next, expires: now + step.ttl }, now, self);
+                shard.put(key, place, Counter { state: next, expires: now + step.ttl }, now, store);
             }
             outcomes.push(step.outcome);
         }
         let rest = refunds..group.checks.len();
         let places: SmallVec<[Option<usize>; 4]> =
-            rest.clone().map(|index| locked[position(index)].find(&group.keys[index])).collect();
+            rest.clone().map(|index| locked[positions[index]].find(&group.keys[index])).collect();
         let states: SmallVec<[Option<&State>; 4]> =
-            rest.clone().zip(&places).map(|(index, &place)| locked[position(index)].live(place, now)).collect();
+            rest.clone().zip(&places).map(|(index, &place)| locked[positions[index]].live(place, now)).collect();
         let resolved = decide(&group.checks[refunds..], &states, now, group.refused);
         drop(states);
         for ((index, place), resolved) in rest.zip(places).zip(resolved) {
             if let Some((next, ttl)) = resolved.write {
-                locked[position(index)].put(&group.keys[index], place, Counter { state: next, expires: now + ttl }, now, self);
+                locked[positions[index]].put(&group.keys[index], place, Counter { state: next, expires: now + ttl }, now, store);
             }
             outcomes.push(resolved.outcome);
         }
-        for shard in &mut locked {
+        for shard in locked {
             shard.sweep_some(now);
         }
         outcomes
-    }
-
-    fn shard_of(&self, key: &Key) -> usize {
-        usize::try_from(self.hasher.hash_one(key.tag()) % SHARDS as u64).expect("a shard index is small")
     }
 }
 

@@ -4,8 +4,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::MemoryStore;
-use crate::limit::Micros;
 use crate::limit::reservation::{Gate, is_refused};
+use crate::limit::{Micros, Outcome};
 use crate::rules::key::Key;
 use crate::store::reservations::{Gated, Kept, Passed, ReservationStore};
 use crate::store::{Group, StoreError, Wait};
@@ -13,7 +13,7 @@ use foldhash::fast::RandomState;
 
 /// Reservations that one process keeps at once: what callers make is theirs to bound.
 const MAX_RESERVATIONS: usize = 100_000;
-/// What they may take together, in bytes of names and memos; most take a few hundred.
+/// What they may take together, in bytes ([`bytes_of`]); most take less than a kilobyte.
 const MAX_RESERVATION_BYTES: usize = 128 << 20;
 
 #[derive(Default)]
@@ -29,20 +29,21 @@ impl Reservations {
         while self.by_expiry.first().is_some_and(|(expires, _)| *expires <= now) {
             let Some((_, key)) = self.by_expiry.pop_first() else { return };
             if let Some(kept) = self.by_key.remove(&key) {
-                self.bytes -= bytes_of(&key, &kept.memo);
+                self.bytes -= bytes_of(&key, &kept.memo, kept.outcomes.len());
             }
         }
     }
 
-    fn has_room(&self, key: &Key, memo: &[u8]) -> bool {
-        self.by_key.len() < MAX_RESERVATIONS && self.bytes + bytes_of(key, memo) <= MAX_RESERVATION_BYTES
+    fn has_room(&self, gated: &Gated) -> bool {
+        let bytes = bytes_of(&gated.key, &gated.memo, gated.group.checks.len());
+        self.by_key.len() < MAX_RESERVATIONS && self.bytes + bytes <= MAX_RESERVATION_BYTES
     }
 
     fn put(&mut self, key: &Key, kept: Kept) {
-        self.bytes += bytes_of(key, &kept.memo);
+        self.bytes += bytes_of(key, &kept.memo, kept.outcomes.len());
         self.by_expiry.insert((kept.reservation.expires, key.clone()));
         if let Some(before) = self.by_key.insert(key.clone(), kept) {
-            self.bytes -= bytes_of(key, &before.memo);
+            self.bytes -= bytes_of(key, &before.memo, before.outcomes.len());
             let after = self.by_key[key].reservation.expires;
             if before.reservation.expires != after {
                 self.by_expiry.remove(&(before.reservation.expires, key.clone()));
@@ -51,14 +52,19 @@ impl Reservations {
     }
 }
 
-fn bytes_of(key: &Key, memo: &[u8]) -> usize {
-    key.as_bytes().len() + memo.len()
+/// What one reservation takes: its two entries, its name in each of them, its outcomes and what its caller keeps. The tables' spare
+/// room is not in it.
+fn bytes_of(key: &Key, memo: &[u8], outcomes: usize) -> usize {
+    const ENTRIES: usize = size_of::<(Key, Kept)>() + size_of::<(Micros, Key)>();
+    ENTRIES + 2 * key.as_bytes().len() + memo.len() + outcomes * size_of::<Outcome>()
 }
 
 impl MemoryStore {
     /// Decides a group if its gate opens, at once.
     pub fn pass_gate(&self, gated: &Gated) -> Passed {
         let mut reservations = self.reservations.lock();
+        let mut counters = self.lock(&gated.group.keys);
+        // One time for the reservation and its counters: what is charged in a window is made in that window.
         let now = self.clock.now();
         reservations.forget_expired(now);
         let known = reservations.by_key.get(&gated.key);
@@ -73,13 +79,13 @@ impl MemoryStore {
             (Gate::Commit { .. }, Some(known)) => {
                 let checks = gated.group.checks.iter().map(|check| reservation.settle(check, now)).collect();
                 let known = Kept { reservation, ..known.clone() };
-                let outcomes = self.decide(&Group { checks, ..gated.group.clone() });
+                let outcomes = counters.decide(&Group { checks, ..gated.group.clone() }, now);
                 reservations.put(&gated.key, known);
                 Passed::Decided { outcomes, expires }
             }
-            _ if !reservations.has_room(&gated.key, &gated.memo) => Passed::Full,
+            _ if !reservations.has_room(gated) => Passed::Full,
             _ => {
-                let outcomes = self.decide(&gated.group);
+                let outcomes = counters.decide(&gated.group, now);
                 if is_refused(&gated.group.checks, &outcomes, gated.group.refused) {
                     return Passed::Decided { outcomes, expires: None };
                 }
@@ -164,11 +170,47 @@ mod tests {
     }
 
     #[test]
+    fn both_names_the_entries_and_the_outcomes_are_counted() {
+        let (store, _) = store();
+        let alone = reserve(0, MINUTE, 0);
+        let bytes = |store: &MemoryStore| store.reservations.lock().bytes;
+        store.pass_gate(&alone);
+        let of_one = bytes(&store);
+        assert!(of_one >= size_of::<(Key, Kept)>() + size_of::<(Micros, Key)>() + 2, "{of_one}");
+        let mut large = Gated { key: Key::from_bytes(vec![b'k'; 1 + 1_000]), memo: vec![0; 77].into(), ..alone.clone() };
+        let more = |place: usize| key(b"w1|d", format!("|{{k={place}}}").as_bytes(), b"|x");
+        large.group.keys.extend((0..10).map(more));
+        large.group.checks.extend(vec![alone.group.checks[0]; 10]);
+        store.pass_gate(&large);
+        assert_eq!(bytes(&store) - of_one, of_one + 2 * 1_000 + 77 + 10 * size_of::<Outcome>());
+    }
+
+    /// A clock that moves on while a counter is waited for.
+    #[test]
+    fn a_reservation_is_made_when_its_counters_are_charged() {
+        let (store, now) = store();
+        let gated = reserve(0, MINUTE, 0);
+        std::thread::scope(|scope| {
+            let held = store.shards[store.shard_of(&gated.group.keys[0])].lock();
+            let passed = scope.spawn(|| store.pass_gate(&gated));
+            while store.reservations.try_lock().is_some() {
+                std::thread::yield_now();
+            }
+            let later = now.fetch_add(MINUTE, Ordering::AcqRel) + MINUTE;
+            drop(held);
+            let expected = Some(later + MINUTE);
+            assert!(matches!(passed.join(), Ok(Passed::Decided { expires, .. }) if expires == expected));
+            assert_eq!(store.reservation(&gated.key).map(|kept| kept.reservation.made), Some(later));
+        });
+    }
+
+    #[test]
     fn what_is_kept_is_bounded_in_bytes_and_given_back() {
         const LARGE: usize = 64 << 10;
         let (store, now) = store();
         let made = (0..).take_while(|&number| store.pass_gate(&reserve(number, MINUTE, LARGE)) != Passed::Full).count();
-        assert!((MAX_RESERVATION_BYTES / LARGE - 2..=MAX_RESERVATION_BYTES / LARGE).contains(&made), "{made}");
+        // Beside the memo at most half a kilobyte each.
+        assert!((MAX_RESERVATION_BYTES / (LARGE + 512)..MAX_RESERVATION_BYTES / LARGE).contains(&made), "{made}");
         let commit = |number, actual| {
             let gate = Gate::Commit { actual, made: 1_000 * MINUTE };
             store.pass_gate(&Gated { gate, group: Group::default(), ..reserve(number, 0, 0) })
