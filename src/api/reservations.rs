@@ -71,12 +71,12 @@ impl<S: ReservationStore> Reservations<S> {
     }
 
     fn response(&self, reserved: &Reserved, request: &request::Request<'_>, arrival: Arrival) -> ReserveResponse {
-        let (id, expires) = reserved.reservation.clone().unzip();
+        let reservation = reserved.reservation.as_ref();
         let degraded = reserved.decided.decision.degraded.map_or("", Degraded::name);
         ReserveResponse {
             answer: Some(convert::response(&reserved.decided, request, &self.rls.answers, arrival.at)),
-            id: id.unwrap_or_default(),
-            expires_at: expires.map(timestamp),
+            id: reservation.map(|named| named.id.clone()).unwrap_or_default(),
+            expires_at: reservation.and_then(|named| named.expires).map(timestamp),
             degraded: degraded.to_owned(),
         }
     }

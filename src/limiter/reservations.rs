@@ -45,8 +45,16 @@ pub struct Arrival {
 #[derive(Debug)]
 pub struct Reserved {
     pub decided: Box<Decided>,
-    /// Its id, and until when it can be committed, in µs since the epoch; `None`: refused, or decided without the store.
-    pub reservation: Option<(String, Micros)>,
+    /// `None`: refused, or decided without the store.
+    pub reservation: Option<Named>,
+}
+
+/// What can be committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    pub id: String,
+    /// Until when, in µs since the epoch; `None`: nothing limits it and nothing is kept of it.
+    pub expires: Option<Micros>,
 }
 
 /// What Commit comes to.
@@ -136,20 +144,23 @@ impl<S: ReservationStore> Limiter<S> {
         well_formed(order.request).map_err(Problem::Invalid)?;
         let mut prepared = self.prepare(order.request, arrival)?;
         let of_one = prepared.group();
-        let memo = Memo::encode(order.request, &of_one);
-        let memo: Arc<[u8]> = memo.ok_or_else(too_much_to_keep)?.into();
         if let Some(plan) = &mut prepared.plan {
             self.shared.metrics.unknown_tiers.inc_by(plan.unknown_tiers as u64);
             reservation::of_estimate(plan, order.estimate);
         }
         let key = key_of(prepared.domain(), order, key_prefix);
+        if of_one.checks.is_empty() {
+            return self.reserve_unlimited(order, prepared, &key, key_prefix, arrival).await;
+        }
+        let memo: Arc<[u8]> = Memo::encode(order.request, &of_one).ok_or_else(too_much_to_keep)?.into();
         let gate = Gate::Reserve { estimate: order.estimate, ttl: order.ttl };
         let gated = Gated { key, gate, memo, group: prepared.group() };
         for _ in 0..ATTEMPTS {
             match self.store.pass(&gated, self.wait(arrival)).await {
                 Ok(Passed::Decided { outcomes, expires }) => {
-                    let id = expires.map(|expires| (reservation::shown(&gated.key, key_prefix), expires));
-                    return Ok(self.made(order, prepared, &outcomes, id).await);
+                    let id = || reservation::shown(&gated.key, key_prefix);
+                    let named = expires.map(|expires| Named { id: id(), expires: Some(expires) });
+                    return Ok(self.made(order, prepared, &outcomes, named).await);
                 }
                 Ok(Passed::Shut { .. }) => {
                     let Some(kept) = self.store.kept(&gated.key, self.wait(arrival)).await? else { continue };
@@ -163,6 +174,27 @@ impl<S: ReservationStore> Limiter<S> {
             }
         }
         Err(Problem::Unavailable("the reservation expired while it was looked at".to_owned()))
+    }
+
+    /// Where nothing is counted, nothing is kept, unless it was reserved while something was: callers invent as many names as they
+    /// like.
+    async fn reserve_unlimited(
+        &self,
+        order: &Order<'_, '_>,
+        prepared: Prepared,
+        key: &Key,
+        key_prefix: &str,
+        arrival: Arrival,
+    ) -> Result<Reserved, Problem> {
+        match self.store.kept(key, self.wait(arrival)).await {
+            Ok(Some(kept)) => self.repeated(order, prepared, &Group::default(), &kept, reservation::shown(key, key_prefix)),
+            Ok(None) => {
+                let named = Named { id: reservation::unlimited(order.estimate), expires: None };
+                let is_refused = prepared.group().refused;
+                Ok(self.made(order, prepared, &[], (!is_refused).then_some(named)).await)
+            }
+            Err(error) => self.reserve_without_store(order, prepared, &error).await,
+        }
     }
 
     /// Plans a request for one hit.
@@ -191,18 +223,19 @@ impl<S: ReservationStore> Limiter<S> {
     }
 
     /// The answer to a request that the store has decided.
-    async fn made(
-        &self,
-        order: &Order<'_, '_>,
-        prepared: Prepared,
-        outcomes: &[Outcome],
-        reservation: Option<(String, Micros)>,
-    ) -> Reserved {
+    async fn made(&self, order: &Order<'_, '_>, prepared: Prepared, outcomes: &[Outcome], reservation: Option<Named>) -> Reserved {
         let decision = prepared.decision(order.request, outcomes);
         let metrics = &self.shared.metrics.reservations;
         if reservation.is_some() { &metrics.made } else { &metrics.refused }.inc();
         if let (Some(domain), Some(plan), true) = (prepared.domain(), &prepared.plan, self.keeps_history(&prepared)) {
-            tallies::record_reserved(&self.recorder, domain, order.request, plan, decision.code == Code::Ok, prepared.now);
+            let is_allowed = decision.code == Code::Ok;
+            match &reservation {
+                // Its commit will not know who it was.
+                Some(Named { expires: None, .. }) => {
+                    tallies::record(&self.recorder, domain, order.request, plan, &decision, prepared.now);
+                }
+                _ => tallies::record_reserved(&self.recorder, domain, order.request, plan, is_allowed, prepared.now),
+            }
         }
         let decided = prepared.decided(decision);
         self.count_decided(&decided);
@@ -231,7 +264,7 @@ impl<S: ReservationStore> Limiter<S> {
         let allowed = decision.filter(|decision| decision.code == Code::Ok);
         let mut decision = allowed.unwrap_or_else(|| unlimited(order.request));
         decision.hold = 0;
-        Ok(Reserved { decided: prepared.decided(decision), reservation: Some((id, expires)) })
+        Ok(Reserved { decided: prepared.decided(decision), reservation: Some(Named { id, expires: Some(expires) }) })
     }
 
     /// What `on_store_failure` says. Nothing is reserved.
@@ -271,6 +304,10 @@ impl<S: ReservationStore> Limiter<S> {
     }
 
     async fn try_commit(&self, id: &str, actual: Cost, key_prefix: &str, arrival: Arrival) -> Result<Committed, Problem> {
+        if let Some(estimate) = reservation::unlimited_estimate(id) {
+            self.shared.metrics.reservations.committed.inc();
+            return Ok(Committed { estimate, actual });
+        }
         let key = reservation::key_named(id, key_prefix);
         let key = key.ok_or_else(|| Problem::Invalid("id: it is none that Reserve has answered".to_owned()))?;
         for _ in 0..ATTEMPTS {
@@ -330,14 +367,16 @@ impl<S: ReservationStore> Limiter<S> {
         };
     }
 
-    /// How long the store may take for one call: of several, each has the store timeout.
     fn wait(&self, arrival: Arrival) -> Wait {
-        let mut wait = Wait::of(self.shared.settings.store_timeout);
-        if let Some(patience) = arrival.patience {
-            wait.deadline = wait.deadline.min(arrival.at + patience.saturating_sub(RETURN_TIME));
-        }
-        wait
+        wait(arrival, self.shared.settings.store_timeout)
     }
+}
+
+/// How long the store may take for what is left of a call: all that it is asked is done within one store timeout of its arrival.
+fn wait(arrival: Arrival, store_timeout: Duration) -> Wait {
+    let usable = arrival.patience.map(|patience| patience.saturating_sub(RETURN_TIME));
+    let timeout = usable.map_or(store_timeout, |usable| usable.min(store_timeout));
+    Wait { asked: Instant::now(), deadline: arrival.at + timeout }
 }
 
 async fn hold(decided: &Decided) {
@@ -377,4 +416,24 @@ fn too_much_to_keep() -> Problem {
 
 fn not_ours() -> Problem {
     Problem::Unavailable("what is kept under the reservation's name is none of ours".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_the_store_is_asked_has_one_timeout() {
+        const TIMEOUT: Duration = Duration::from_millis(100);
+        let longest = Some(Duration::from_secs(9));
+        let impatient = Some(Duration::from_millis(30) + RETURN_TIME);
+        for (patience, expected) in [(None, 100), (longest, 100), (impatient, 30), (Some(Duration::ZERO), 0)] {
+            for passed in [0, 70, 700] {
+                let at = Instant::now() - Duration::from_millis(passed);
+                let left = wait(Arrival { at, patience }, TIMEOUT);
+                assert_eq!(left.deadline, at + Duration::from_millis(expected), "asked after {passed} ms");
+                assert!(left.asked >= at + Duration::from_millis(passed));
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use tonic::Code;
 
-use super::client::{Answered as _, Caller, order};
+use super::client::{Answered as _, Caller, Ordered as _, order};
 use super::support::redis::RedisServer;
 use super::support::weir::Settings;
 
@@ -30,6 +30,21 @@ async fn a_reservation_stands_beside_its_counters_for_as_long_as_it_is_known() {
     assert_eq!(caller.commit(&reserved.id, 1).await, Ok((40, 1)));
     let left: i64 = redis.command(&["PTTL", name]).await;
     assert!((1..=60_000).contains(&left), "{left} ms");
+}
+
+#[tokio::test]
+async fn nothing_is_kept_of_what_nothing_limits() {
+    let redis = RedisServer::start();
+    let server = Settings::with_rules(RULES).redis(&redis.url()).start().await;
+    let caller = Caller::of(&server).await;
+    let keys = async || redis.command::<Vec<String>>(&["KEYS", "*reservation*"]).await;
+    for domain in ["llm", "unknown"] {
+        let reserved = caller.reserve(order(&[&[("nobody", "limits")]], 40, "one").in_domain(domain)).await.unwrap();
+        assert_eq!((reserved.is_allowed(), &*reserved.id, reserved.expires_at), (true, "unlimited|40", None));
+        assert_eq!(keys().await, Vec::<String>::new(), "{domain}");
+    }
+    caller.reserve(order(&[&[("user", "a")]], 40, "one")).await.unwrap();
+    assert_eq!(keys().await, ["w1|llm|{user=a}|reservation|one"]);
 }
 
 #[tokio::test]

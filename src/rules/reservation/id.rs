@@ -1,6 +1,9 @@
 //! Where a reservation is kept, `<prefix>w1|<domain>|{<subject>}|reservation|<idempotency key>`: beside its subject's counters, and
-//! no counter. Its id is that name without prefix and version, as text: what is no visible ASCII, and `%`, is written `%XX`.
+//! no counter. Its id is that name without prefix and version, as text: what is no visible ASCII, and `%`, is written `%XX`. Of what
+//! nothing limits nothing is kept: its id, `unlimited|<estimate>`, is all there is of it.
 
+use crate::limit::Cost;
+use crate::limit::reservation::MAX_AMOUNT;
 use crate::rules::key::{self, Key, STATE_VERSION};
 
 /// The longest idempotency key, in bytes: a longer one would be cut in the name.
@@ -9,6 +12,8 @@ pub const MAX_IDEMPOTENCY_KEY: usize = key::MAX_PART;
 pub const MAX_ID: usize = 8 * key::MAX_KEY;
 
 const WHAT: &[u8] = b"}|reservation|";
+/// No reservation's id begins so: after a domain there is `|{`.
+const UNLIMITED: &str = "unlimited|";
 
 /// The name of a reservation of a subject in the domain whose counters begin so.
 pub fn key_of(domain_prefix: &[u8], subject: &[u8], idempotency_key: &str) -> Key {
@@ -45,6 +50,17 @@ pub fn key_named(id: &str, prefix: &str) -> Option<Key> {
     (shown(&key, prefix) == id).then_some(key)
 }
 
+/// The id of an estimate that nothing limits.
+pub fn unlimited(estimate: Cost) -> String {
+    format!("{UNLIMITED}{estimate}")
+}
+
+/// The estimate of an id that says it itself.
+pub fn unlimited_estimate(id: &str) -> Option<Cost> {
+    let estimate = id.strip_prefix(UNLIMITED)?.parse().ok()?;
+    ((1..=MAX_AMOUNT).contains(&estimate) && unlimited(estimate) == id).then_some(estimate)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +92,19 @@ mod tests {
         }
         let key = key_of(b"p:w1|llm", b"user_id=u1", "call-1");
         assert_eq!(shown(&key, "p:"), "llm|{user_id=u1}|reservation|call-1");
+    }
+
+    #[test]
+    fn what_nothing_limits_is_no_reservation() {
+        for estimate in [1, 7, MAX_AMOUNT] {
+            assert_eq!(unlimited_estimate(&unlimited(estimate)), Some(estimate));
+            assert_eq!(key_named(&unlimited(estimate), ""), None);
+        }
+        let reservation = key_of(&domain_prefix("", b"unlimited"), b"7=", "7");
+        let long = unlimited(MAX_AMOUNT + 1);
+        for id in ["", "unlimited", "unlimited|", "unlimited|0", "unlimited|+7", "unlimited|07", &long, &shown(&reservation, "")] {
+            assert_eq!(unlimited_estimate(id), None, "{id}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 mod id;
 mod memo;
 
-pub use id::{MAX_ID, MAX_IDEMPOTENCY_KEY, key_named, key_of, shown};
+pub use id::{MAX_ID, MAX_IDEMPOTENCY_KEY, key_named, key_of, shown, unlimited, unlimited_estimate};
 pub use memo::{MAX_MEMO, Memo};
 
 use super::plan::Plan;
