@@ -9,7 +9,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, get, on};
 use http::header::{ACCEPT, CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use prost::Message;
 use prost_reflect::DynamicMessage;
 use serde_json::{Map, Value};
@@ -25,8 +25,9 @@ use super::proto::weir::admin::v1::admin_service_server::AdminServiceServer;
 /// The longest body: a thousand large records.
 const MAX_BODY: usize = 32 << 20;
 
-/// The API over HTTP and over gRPC, and `GET /openapi.json`. Whoever serves it says where each connection comes from ([`Peer`]).
-pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>) -> Router {
+/// The API over HTTP and over gRPC, and `GET /openapi.json`, beside what `others` answer: a path that none of them has is refused in
+/// words. Whoever serves it says where each connection comes from ([`Peer`]).
+pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>, others: Router) -> Router {
     let description = openapi::description(&api.pool).to_string();
     let mut router = Router::new()
         .route("/openapi.json", get(move || async move { ([(CONTENT_TYPE, "application/json")], description.clone()) }));
@@ -40,8 +41,30 @@ pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>) -> Router {
         router = router.route(call.path, on(filter, handler));
     }
     let grpc = AdminServiceServer::from_arc(api.clone()).max_decoding_message_size(MAX_BODY);
-    let grpc = Routes::new(grpc).into_axum_router();
-    router.with_state(api).merge(grpc).layer(from_fn(with_host))
+    let grpc = Routes::new(grpc).into_axum_router().layer(from_fn(only_grpc));
+    let api = router.with_state(api).merge(grpc).layer(from_fn(with_host));
+    api.merge(others).method_not_allowed_fallback(no_such_method).fallback(no_such_path)
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> Response {
+    let path = uri.path();
+    problem(StatusCode::METHOD_NOT_ALLOWED, &format!("`{path}` does not take {method}: see `GET /openapi.json`"))
+}
+
+/// Callers by gRPC look for its own code; to everyone else that answer looks like success.
+async fn no_such_path(headers: HeaderMap, uri: Uri) -> Response {
+    if is_of_kind(&headers, "application/grpc") {
+        return tonic::Status::unimplemented("").into_http();
+    }
+    problem(StatusCode::NOT_FOUND, &format!("nothing is at `{}`: `GET /openapi.json` says what there is", uri.path()))
+}
+
+async fn only_grpc(request: Request, next: Next) -> Response {
+    if is_of_kind(request.headers(), "application/grpc") {
+        return next.run(request).await;
+    }
+    let reason = format!("`{}` speaks gRPC: `GET /openapi.json` says where the same calls are in JSON", request.uri().path());
+    problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, &reason)
 }
 
 /// HTTP/2 has the host in the address.
@@ -53,8 +76,8 @@ async fn with_host(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"))
+fn is_of_kind(headers: &HeaderMap, kind: &str) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(kind.as_bytes()))
 }
 
 type Params = Vec<(String, String)>;
@@ -65,7 +88,7 @@ async fn answer<S: OperatorStore>(api: &AdminApi<S>, call: &Call, params: Params
     let peer = parts.extensions.get::<Peer>().copied();
     let head = Head { headers: &parts.headers, uri: &parts.uri, peer };
     let caller = api.admit(call.name, &head).map_err(|error| failure(&error))?;
-    if parts.method == Method::POST && !is_json(&parts.headers) {
+    if parts.method == Method::POST && !is_of_kind(&parts.headers, "application/json") {
         // A page in a browser cannot send this type without being asked whether it may.
         return Err(problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send `content-type: application/json`"));
     }

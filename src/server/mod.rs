@@ -144,8 +144,8 @@ impl Server {
             }
         };
         let operations = Operations::new(shared.clone(), operators.clone());
-        let api = admin::http::router(Arc::new(AdminApi::new(operations, access)));
-        let admin = healthcheck.merge(admin::router(shared.clone(), look)).merge(api);
+        let api = Arc::new(AdminApi::new(operations, access));
+        let admin = admin::http::router(api, healthcheck.merge(admin::router(shared.clone(), look)));
         let serve_http = |listener, router: Router, versions, room| {
             tokio::spawn(http::serve(listener, router, versions, room, max_age, drain.draining()))
         };

@@ -12,4 +12,5 @@ mod description;
 mod everywhere;
 mod explain;
 mod metrics;
+mod unknown;
 mod usage;
