@@ -37,15 +37,29 @@ pub struct Peer(pub SocketAddr);
 
 /// Who calls, as the audit names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller(pub String);
+pub struct Caller {
+    pub name: String,
+    pub from: Option<SocketAddr>,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No token, or an unknown one.
     #[error("{0}")]
     Unauthenticated(&'static str),
-    #[error("{0}")]
-    Forbidden(&'static str),
+    /// `by` is the caller's name, where it is known.
+    #[error("{reason}")]
+    Forbidden { reason: &'static str, by: Option<String> },
+}
+
+impl Refusal {
+    /// Who was refused, where that is known.
+    pub fn by(&self) -> Option<&str> {
+        match self {
+            Refusal::Unauthenticated(_) => None,
+            Refusal::Forbidden { by, .. } => by.as_deref(),
+        }
+    }
 }
 
 /// Why the settings let nobody in.
@@ -55,6 +69,9 @@ pub struct TokenFileError {
     path: PathBuf,
     reason: String,
 }
+
+/// What callers on this machine are called, who need no token.
+const LOCAL: &str = "local";
 
 /// Checks callers.
 #[derive(Clone, Debug)]
@@ -81,47 +98,49 @@ impl Access {
     /// For a caller who may not.
     pub fn admit(&self, needed: Role, headers: &HeaderMap, uri: &Uri, peer: Option<Peer>) -> Result<Caller, Refusal> {
         let bearer = headers.get(AUTHORIZATION).map(|value| value.to_str().ok().and_then(bearer));
-        match bearer {
+        let name = match bearer {
             Some(None) => Err(Refusal::Unauthenticated("the authorization is no bearer token")),
             Some(Some(secret)) => self.admit_token(needed, secret),
             None if self.has_tokens() => Err(Refusal::Unauthenticated("a bearer token is needed")),
             None => self.admit_local(needed, headers, uri, peer),
-        }
+        };
+        Ok(Caller { name: name?, from: peer.map(|Peer(address)| address) })
     }
 
     fn has_tokens(&self) -> bool {
         self.settings.read_tokens.is_some() || self.settings.change_tokens.is_some()
     }
 
-    fn admit_token(&self, needed: Role, secret: &str) -> Result<Caller, Refusal> {
+    fn admit_token(&self, needed: Role, secret: &str) -> Result<String, Refusal> {
         let known = |path: &Option<PathBuf>| {
             let tokens = path.as_deref().map(tokens).transpose().unwrap_or_else(|error| {
                 tracing::error!(%error, "a token file cannot be used");
                 None
             });
-            tokens.into_iter().flatten().find(|token| is_same(&token.secret, secret)).map(|token| Caller(token.name))
+            tokens.into_iter().flatten().find(|token| is_same(&token.secret, secret)).map(|token| token.name)
         };
-        if let Some(caller) = known(&self.settings.change_tokens) {
-            return Ok(caller);
+        if let Some(name) = known(&self.settings.change_tokens) {
+            return Ok(name);
         }
         match (known(&self.settings.read_tokens), needed) {
-            (Some(caller), Role::Read) => Ok(caller),
-            (Some(_), Role::Change) => Err(Refusal::Forbidden("this token may look and not change")),
+            (Some(name), Role::Read) => Ok(name),
+            (Some(name), Role::Change) => Err(Refusal::Forbidden { reason: "this token may look and not change", by: Some(name) }),
             (None, _) => Err(Refusal::Unauthenticated("the token is not known")),
         }
     }
 
     /// Without tokens: whoever is on this machine. A name that is not this machine's in `Host` is a browser that was lured here.
-    fn admit_local(&self, needed: Role, headers: &HeaderMap, uri: &Uri, peer: Option<Peer>) -> Result<Caller, Refusal> {
+    fn admit_local(&self, needed: Role, headers: &HeaderMap, uri: &Uri, peer: Option<Peer>) -> Result<String, Refusal> {
         let is_local = peer.is_some_and(|Peer(address)| address.ip().to_canonical().is_loopback());
         let host = headers.get(HOST).and_then(|host| host.to_str().ok()).or_else(|| uri.authority().map(|host| host.as_str()));
         if !is_local || !host.is_some_and(names_this_machine) {
-            return Err(Refusal::Forbidden("without a token file, only callers on this machine are answered"));
+            return Err(Refusal::Forbidden { reason: "without a token file, only callers on this machine are answered", by: None });
         }
         if needed == Role::Change && !self.settings.local_changes {
-            return Err(Refusal::Forbidden("changes need a token (--admin-change-token-file), or --admin-local-changes"));
+            let reason = "changes need a token (--admin-change-token-file), or --admin-local-changes";
+            return Err(Refusal::Forbidden { reason, by: Some(LOCAL.to_owned()) });
         }
-        Ok(Caller("local".to_owned()))
+        Ok(LOCAL.to_owned())
     }
 }
 
@@ -185,9 +204,9 @@ mod tests {
         }
         let peer = Peer(format!("{peer}:1234").parse().unwrap());
         match access.admit(needed, &headers, &Uri::from_static("/v1/x"), Some(peer)) {
-            Ok(Caller(name)) => Ok(name),
+            Ok(caller) => Ok(caller.name),
             Err(Refusal::Unauthenticated(_)) => Err(401),
-            Err(Refusal::Forbidden(_)) => Err(403),
+            Err(Refusal::Forbidden { .. }) => Err(403),
         }
     }
 

@@ -5,6 +5,7 @@ use http::{HeaderMap, Method, Uri};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
 use tonic::async_trait;
+use tracing::field::display;
 
 use super::access::{Access, Caller, Peer, Refusal, Role};
 use super::operations::{Operations, OperatorStore, Problem};
@@ -93,11 +94,12 @@ impl<S: OperatorStore> AdminApi<S> {
         AdminApi { operations, access, pool }
     }
 
-    /// Who calls, if they may.
-    pub(super) fn admit(&self, name: &str, head: &Head<'_>) -> Result<Caller, CallError> {
+    /// Who calls, if they may. What is `known` of the request already goes to the audit of a refused change.
+    pub(super) fn admit(&self, name: &str, head: &Head<'_>, known: impl FnOnce() -> String) -> Result<Caller, CallError> {
         let admitted = self.access.admit(role(name), head.headers, head.uri, head.peer);
         if let (Err(refusal), Role::Change) = (&admitted, role(name)) {
-            tracing::warn!(target: "audit", call = name, from = ?head.peer.map(|Peer(address)| address), outcome = %refusal, "audit: refused");
+            let (by, from) = (refusal.by(), head.peer.map(|Peer(address)| display(address)));
+            tracing::warn!(target: "audit", by, from, call = name, request = cut(known()), outcome = %refusal, "audit: refused");
         }
         Ok(admitted?)
     }
@@ -112,12 +114,12 @@ impl<S: OperatorStore> AdminApi<S> {
         if role(name) == Role::Read {
             return Ok(operation(&self.operations, request).await?);
         }
-        let (Caller(by), shown) = (caller, self.audited(name, &request));
+        let (by, from, shown) = (caller.name.as_str(), caller.from.map(display), self.audited(name, &request));
         let answer = operation(&self.operations, request).await;
         match &answer {
-            Ok(_) => tracing::info!(target: "audit", by, call = name, request = shown, outcome = "done", "audit: changed"),
+            Ok(_) => tracing::info!(target: "audit", by, from, call = name, request = shown, outcome = "done", "audit: changed"),
             Err(problem) => {
-                tracing::warn!(target: "audit", by, call = name, request = shown, outcome = %problem, "audit: not changed")
+                tracing::warn!(target: "audit", by, from, call = name, request = shown, outcome = %problem, "audit: not changed")
             }
         }
         Ok(answer?)
@@ -126,18 +128,22 @@ impl<S: OperatorStore> AdminApi<S> {
     fn audited(&self, name: &str, request: &impl Message) -> String {
         let Some(descriptor) = self.method(name).map(|method| method.input()) else { return String::new() };
         let Ok(message) = DynamicMessage::decode(descriptor, request.encode_to_vec().as_slice()) else { return String::new() };
-        let mut shown = serde_json::to_string(&message).unwrap_or_default();
-        if shown.len() > MAX_AUDITED {
-            let end = (0..=MAX_AUDITED).rev().find(|&end| shown.is_char_boundary(end)).unwrap_or(0);
-            shown.truncate(end);
-            shown.push('…');
-        }
-        shown
+        cut(serde_json::to_string(&message).unwrap_or_default())
     }
 
     pub(super) fn method(&self, name: &str) -> Option<prost_reflect::MethodDescriptor> {
         self.pool.get_service_by_name(SERVICE)?.methods().find(|method| method.name() == name)
     }
+}
+
+/// As much of a request as the audit log repeats.
+fn cut(mut shown: String) -> String {
+    if shown.len() > MAX_AUDITED {
+        let end = (0..=MAX_AUDITED).rev().find(|&end| shown.is_char_boundary(end)).unwrap_or(0);
+        shown.truncate(end);
+        shown.push('…');
+    }
+    shown
 }
 
 /// A message as JSON: fields by their names in the .proto file, numbers as numbers.
@@ -162,7 +168,7 @@ macro_rules! calls {
                 let (metadata, _, request) = request.into_parts();
                 let (headers, uri) = (metadata.into_headers(), Uri::default());
                 let head = Head { headers: &headers, uri: &uri, peer };
-                let caller = self.admit($name, &head).map_err(status)?;
+                let caller = self.admit($name, &head, || self.audited($name, &request)).map_err(status)?;
                 let answer = self.run($name, &caller, request, async |operations, request| operations.$operation(request).await).await;
                 answer.map(tonic::Response::new).map_err(status)
             })*
@@ -207,7 +213,7 @@ fn status(error: CallError) -> tonic::Status {
     let message = error.to_string();
     match error {
         CallError::Refused(Refusal::Unauthenticated(_)) => tonic::Status::unauthenticated(message),
-        CallError::Refused(Refusal::Forbidden(_)) => tonic::Status::permission_denied(message),
+        CallError::Refused(Refusal::Forbidden { .. }) => tonic::Status::permission_denied(message),
         CallError::Problem(Problem::Invalid(_)) => tonic::Status::invalid_argument(message),
         CallError::Problem(Problem::Unknown(_)) => tonic::Status::not_found(message),
         CallError::Problem(Problem::Conflict) => tonic::Status::aborted(message),

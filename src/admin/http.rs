@@ -35,8 +35,8 @@ pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>, others: Router)
         let filter = MethodFilter::try_from(call.method.clone()).expect("a method of every day");
         let handler =
             async move |State(api): State<Arc<AdminApi<S>>>, params: RawPathParams, query: Query<Params>, request: Request| {
-                let params = params.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-                answer(&api, call, params.chain(query.0).collect(), request).await.unwrap_or_else(|failure| failure)
+                let params = params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+                answer(&api, call, params, query.0, request).await.unwrap_or_else(|failure| failure)
             };
         router = router.route(call.path, on(filter, handler));
     }
@@ -82,12 +82,19 @@ fn is_of_kind(headers: &HeaderMap, kind: &str) -> bool {
 
 type Params = Vec<(String, String)>;
 
-/// Who calls is asked before anything of the request is read.
-async fn answer<S: OperatorStore>(api: &AdminApi<S>, call: &Call, params: Params, request: Request) -> Result<Response, Response> {
+/// Who calls is asked before anything of the request is read but its path.
+async fn answer<S: OperatorStore>(
+    api: &AdminApi<S>,
+    call: &Call,
+    path: Params,
+    query: Params,
+    request: Request,
+) -> Result<Response, Response> {
     let (parts, body) = request.into_parts();
     let peer = parts.extensions.get::<Peer>().copied();
     let head = Head { headers: &parts.headers, uri: &parts.uri, peer };
-    let caller = api.admit(call.name, &head).map_err(|error| failure(&error))?;
+    let known = || Value::from_iter(path.iter().cloned()).to_string();
+    let caller = api.admit(call.name, &head, known).map_err(|error| failure(&error))?;
     if parts.method == Method::POST && !is_of_kind(&parts.headers, "application/json") {
         // A page in a browser cannot send this type without being asked whether it may.
         return Err(problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send `content-type: application/json`"));
@@ -95,7 +102,7 @@ async fn answer<S: OperatorStore>(api: &AdminApi<S>, call: &Call, params: Params
     let bad_request = |reason: String| problem(StatusCode::BAD_REQUEST, &reason);
     let body = to_bytes(body, MAX_BODY).await.map_err(|error| bad_request(error.to_string()))?;
     let method = api.method(call.name).ok_or_else(|| problem(StatusCode::NOT_FOUND, "no such call"))?;
-    let fields = fields(call, params, &body).map_err(bad_request)?;
+    let fields = fields(call, path.into_iter().chain(query), &body).map_err(bad_request)?;
     let request = DynamicMessage::deserialize(method.input(), fields).map_err(|error| bad_request(error.to_string()))?;
     let answer = api.dispatch(call.name, &caller, &request.encode_to_vec()).await.map_err(|error| failure(&error))?;
     if call.name == "GetHistory" && accepts_csv(&parts.headers) {
@@ -116,7 +123,7 @@ fn csv(history: &[u8]) -> String {
 }
 
 /// The request's fields as one object.
-fn fields(call: &Call, params: Params, body: &[u8]) -> Result<Value, String> {
+fn fields(call: &Call, params: impl Iterator<Item = (String, String)>, body: &[u8]) -> Result<Value, String> {
     let mut fields = match body {
         [] => Map::new(),
         body => serde_json::from_slice(body).map_err(|error| format!("the body is no JSON object: {error}"))?,
@@ -135,7 +142,7 @@ fn fields(call: &Call, params: Params, body: &[u8]) -> Result<Value, String> {
 fn failure(error: &CallError) -> Response {
     let status = match error {
         CallError::Refused(Refusal::Unauthenticated(_)) => StatusCode::UNAUTHORIZED,
-        CallError::Refused(Refusal::Forbidden(_)) => StatusCode::FORBIDDEN,
+        CallError::Refused(Refusal::Forbidden { .. }) => StatusCode::FORBIDDEN,
         CallError::Problem(Problem::Invalid(_)) => StatusCode::BAD_REQUEST,
         CallError::Problem(Problem::Unknown(_)) => StatusCode::NOT_FOUND,
         CallError::Problem(Problem::Conflict) => StatusCode::CONFLICT,

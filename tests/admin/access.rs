@@ -90,6 +90,41 @@ async fn every_change_and_every_refusal_is_in_the_audit() {
     assert!(!log.contains(READ) && !log.contains(CHANGE), "a token is in the log");
 }
 
+/// The audit's lines of what was refused.
+async fn refused(weir: &Weir, count: usize) -> Vec<String> {
+    eventually("the audit of what was refused", async || weir.log().matches("audit: refused").count() == count).await;
+    weir.log().lines().filter(|line| line.contains("audit: refused")).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn the_audit_says_who_was_refused_from_where_and_on_whom() {
+    let (_directory, weir) = with_tokens().await;
+    call_as(&weir, Some(READ), "PUT", &format!("{}/tier", subject("u1")), json!({"tier": "pro"})).await;
+    call_as(&weir, Some("no-such-token-at-all"), "DELETE", &subject("u2"), json!(null)).await;
+    let mut by_grpc = Request::new(proto::RemoveSubjectRequest { domain: "api".to_owned(), subject: "user_id=u3".to_owned() });
+    by_grpc.metadata_mut().insert("authorization", format!("Bearer {READ}").parse().expect("a header"));
+    client(&weir).await.remove_subject(by_grpc).await.expect_err("it may look");
+    let lines = refused(&weir, 3).await;
+    let expected =
+        [["ann", "AssignTier", "user_id=u1"], ["", "RemoveSubject", "user_id=u2"], ["ann", "RemoveSubject", "user_id=u3"]];
+    for (line, words) in lines.iter().zip(expected) {
+        assert!(words.iter().all(|word| line.contains(word)) && line.contains("api"), "{words:?}: {line}");
+        assert!(line.contains("from=127.0.0.1:") && !line.contains("Some("), "{line}");
+    }
+    assert!(!lines[1].contains("by="), "nobody knows who it was: {}", lines[1]);
+    call_as(&weir, Some(CHANGE), "PATCH", &subject("u1"), json!({"multiplier": 2})).await;
+    call_as(&weir, Some(CHANGE), "PATCH", &subject("u1"), json!({"multiplier": -2})).await;
+    eventually("the audit of two calls", async || weir.log().matches("changed").count() == 2).await;
+    let log = weir.log();
+    for line in log.lines().filter(|line| line.contains("changed")) {
+        assert!(line.contains("bob") && line.contains("from=127.0.0.1:"), "{line}");
+    }
+    let closed = Settings::with_rules(RULES).start().await;
+    call(&closed, "PUT", "/v1/switch", json!({"switch": "allow"})).await;
+    let lines = refused(&closed, 1).await;
+    assert!(lines[0].contains("local") && lines[0].contains("SetSwitch"), "{}", lines[0]);
+}
+
 #[tokio::test]
 async fn without_tokens_this_machine_may_look_and_change_only_where_it_was_said() {
     let weir = Settings::with_rules(RULES).start().await;
