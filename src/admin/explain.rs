@@ -10,7 +10,6 @@ use super::calls::{self, DESCRIPTOR_SET, SERVICE};
 use super::convert;
 use super::operations::{Operations, OperatorStore, Problem};
 use super::proto::weir::admin::v1 as proto;
-use crate::config::keys;
 use crate::limit::{Algorithm, Check, Limit, Micros, Mode, Outcome, Period, RetryAfter};
 use crate::limiter::MAX_DESCRIPTORS;
 use crate::rules::decision::{self, Code, Decision, Status};
@@ -57,21 +56,18 @@ impl<S: OperatorStore> Operations<S> {
         if rules.revision == 0 {
             return Err(Problem::Unavailable("no rate limit configuration loaded: every call is UNAVAILABLE".to_owned()));
         }
-        let Some(domain) = rules.domains.get(asked.domain.as_bytes()) else {
-            let known = rules.domains.values().map(|domain| &*domain.name);
-            return Ok(in_unknown_domain(&asked, keys::nearest(&asked.domain, known), now));
-        };
+        let domain = self.domain(&asked.domain)?;
         let switch = self.shared.records().switch(request.domain);
         let settings = self.shared.plan_settings(request.domain);
         let moment = Moment { now, patience: None };
-        let explained = explain::explain(domain, &request, settings, moment, self.shared.records());
+        let explained = explain::explain(&domain, &request, settings, moment, self.shared.records());
         let explained = explained.map_err(|error| Problem::Invalid(error.to_string()))?;
         let (outcomes, failure) = match self.look(&explain::question(&explained.plan.group)).await {
             Ok(outcomes) => (Some(outcomes), None),
             Err(problem) => (None, Some(problem.to_string())),
         };
-        let case = Case { domain, request: &request, explained: &explained, outcomes: outcomes.as_ref(), now };
-        let decision = outcomes.as_ref().map(|outcomes| decision::decide(domain, &explained.plan, outcomes, settings.shadow));
+        let case = Case { domain: &domain, request: &request, explained: &explained, outcomes: outcomes.as_ref(), now };
+        let decision = outcomes.as_ref().map(|outcomes| decision::decide(&domain, &explained.plan, outcomes, settings.shadow));
         let mut explanation = proto::Explanation {
             domain: asked.domain.clone(),
             switch: switch.name().to_owned(),
@@ -105,26 +101,6 @@ fn request(asked: &proto::ExplainRequest) -> Result<Request<'_>, Problem> {
         ..Descriptor::default()
     });
     Ok(Request { domain: asked.domain.as_bytes(), descriptors: descriptors.collect(), hits_addend: asked.hits })
-}
-
-/// Such requests are OK: it may be what the caller is surprised by.
-fn in_unknown_domain(asked: &proto::ExplainRequest, near: Option<&str>, now: Micros) -> proto::Explanation {
-    let meant = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-    let descriptors = asked.descriptors.iter().map(|descriptor| proto::ExplainedDescriptor {
-        entries: descriptor.entries.clone(),
-        kind: "unmatched".to_owned(),
-        outcome: "ok".to_owned(),
-        ..proto::ExplainedDescriptor::default()
-    });
-    proto::Explanation {
-        domain: asked.domain.clone(),
-        decision: "ok".to_owned(),
-        reason: format!("no domain `{}` is loaded, and what has no rules is not limited{meant}", asked.domain),
-        switch: Switch::Off.name().to_owned(),
-        descriptors: descriptors.collect(),
-        at: Some(convert::timestamp(now)),
-        ..proto::Explanation::default()
-    }
 }
 
 impl Case<'_, '_> {

@@ -267,9 +267,7 @@ async fn as_json_over_http_and_by_whom() {
     printed["at"] = said["at"].clone();
     assert_eq!((code, printed), (1, said));
     assert_eq!(call(&weir, "POST", path, json!({"descriptors": []})).await.status, 400);
-    let unknown = done(&weir, "POST", "/v1/domains/apii/explain", asked.clone()).await;
-    assert_eq!(unknown["decision"], "ok");
-    assert!(unknown["reason"].as_str().is_some_and(|reason| reason.ends_with("did you mean `api`?")), "{unknown}");
+    assert_eq!(call(&weir, "POST", "/v1/domains/apii/explain", asked.clone()).await.status, 404);
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     let tokens = directory.path().join("tokens");
     std::fs::write(&tokens, "ann a-token-that-may-look\n").expect("it is writable");
@@ -315,6 +313,14 @@ async fn what_cannot_be_said_is_neither() {
     let (code, _, complaint) = self::weir(&["explain", "--domain", "api", "--descriptor", "a=b", "--rules", "no/such/file"]).await;
     assert!(code == 2 && complaint.contains("the rules do not load") && complaint.contains("no/such/file"), "{code} {complaint}");
     assert_eq!(self::weir(&["explain", "--domain", "api"]).await.0, 2);
+    let running = rules().start().await;
+    let (admin, file) = (format!("http://127.0.0.1:{}", running.admin), running.rules_file());
+    let asked = ["explain", "--domain", "apii", "--descriptor", "user_id=u1"];
+    for by in [["--admin", &admin], ["--rules", file.to_str().expect("UTF-8")]] {
+        let (code, printed, complaint) = self::weir(&[asked.as_slice(), &by].concat()).await;
+        assert!(code == 2 && complaint.contains("no domain `apii` is loaded: there are api"), "{code} {complaint}");
+        assert_eq!(printed, "", "nothing is said of it");
+    }
     let server = RedisServer::start();
     let weir = rules().redis(&server.url()).start().await;
     drop(server);
