@@ -80,9 +80,20 @@ fn it_is_a_schema_and_stands_in_the_project_as_it_is_printed() {
         fs::write(&file, &printed).unwrap();
     }
     assert!(fs::read_to_string(&file).unwrap() == printed, "REGENERATE=1 cargo test --test schema writes it anew");
-    let example = fs::read_to_string(project("config/rules/example.yaml")).unwrap();
-    let modeline = example.lines().next().unwrap().strip_prefix("# yaml-language-server: $schema=").unwrap();
-    assert_eq!(project("config/rules").join(modeline).canonicalize().unwrap(), file.canonicalize().unwrap());
+}
+
+#[test]
+fn the_files_to_copy_say_where_the_schema_is() {
+    let file = project("config/rules.schema.json").canonicalize().unwrap();
+    for directory in ["config/rules", "config/examples"] {
+        for entry in fs::read_dir(project(directory)).unwrap() {
+            let path = entry.unwrap().path();
+            let text = fs::read_to_string(&path).unwrap();
+            let modeline = text.lines().next().unwrap().strip_prefix("# yaml-language-server: $schema=");
+            let schema = modeline.unwrap_or_else(|| panic!("{} begins with no modeline", path.display()));
+            assert_eq!(path.parent().unwrap().join(schema).canonicalize().unwrap(), file, "{}", path.display());
+        }
+    }
 }
 
 #[test]
