@@ -125,6 +125,25 @@ async fn a_token_comes_from_a_file_and_a_refusal_is_said() {
 }
 
 #[tokio::test]
+async fn a_variable_that_is_set_to_nothing_counts_as_not_set() {
+    let weir = open().start().await;
+    let admin = format!("http://127.0.0.1:{}", weir.admin);
+    let export = async |variables: &[(&str, &str)], flags: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        command.arg("export").args(flags).env_clear().envs(variables.iter().copied()).stdin(Stdio::null());
+        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("weir runs");
+        (output.status.success(), String::from_utf8(output.stderr).expect("weir prints UTF-8"))
+    };
+    let answered = (true, String::new());
+    assert_eq!(export(&[("WEIR_ADMIN", &admin)], &[]).await, answered);
+    assert_eq!(export(&[("WEIR_ADMIN", &admin), ("WEIR_ADMIN_TOKEN_FILE", "")], &[]).await, answered);
+    assert_eq!(export(&[("WEIR_ADMIN", "")], &["--admin", &admin]).await, answered);
+    // Whether or not anybody listens at the default address: the address is no mistake.
+    let (_, complaint) = export(&[("WEIR_ADMIN", "")], &[]).await;
+    assert!(!complaint.contains("--admin "), "{complaint}");
+}
+
+#[tokio::test]
 async fn nobody_there_is_said() {
     let mut weir = open().start().await;
     weir.kill();

@@ -41,14 +41,19 @@ pub(super) enum AdminCommand {
 #[derive(Clone, Debug, Args)]
 struct Connection {
     /// The admin API of any replica.
-    #[arg(long, value_name = "URL", env = "WEIR_ADMIN", default_value = "http://127.0.0.1:6070")]
+    #[arg(long, value_name = "URL", env = unless_empty("WEIR_ADMIN"), default_value = "http://127.0.0.1:6070")]
     admin: String,
     /// A file with the bearer token: the token alone, or `name token` as the server has it.
-    #[arg(long, value_name = "FILE", env = "WEIR_ADMIN_TOKEN_FILE")]
+    #[arg(long, value_name = "FILE", env = unless_empty("WEIR_ADMIN_TOKEN_FILE"))]
     token_file: Option<PathBuf>,
     /// Prints the answer as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// A variable that is set to nothing counts as not set.
+fn unless_empty(variable: &'static str) -> Option<&'static str> {
+    Some(variable).filter(|variable| std::env::var_os(variable).is_none_or(|value| !value.is_empty()))
 }
 
 /// Whom it is about.
