@@ -12,5 +12,6 @@ mod description;
 mod everywhere;
 mod explain;
 mod metrics;
+mod page;
 mod unknown;
 mod usage;
