@@ -14,9 +14,10 @@ use prost::Message;
 use prost_reflect::DynamicMessage;
 use serde_json::{Map, Value};
 use tonic::service::Routes;
+use tonic_reflection::server::Builder;
 
 use super::access::{Peer, Refusal};
-use super::calls::{self, AdminApi, CALLS, Call, CallError, Head};
+use super::calls::{self, AdminApi, CALLS, Call, CallError, DESCRIPTOR_SET, Head};
 use super::openapi;
 use super::operations::{OperatorStore, Problem};
 use super::proto::weir::admin::v1::History;
@@ -25,7 +26,7 @@ use super::proto::weir::admin::v1::admin_service_server::AdminServiceServer;
 /// The longest body: a thousand large records.
 const MAX_BODY: usize = 32 << 20;
 
-/// The API over HTTP and over gRPC, and `GET /openapi.json`, beside what `others` answer: a path that none of them has is refused in
+/// The API over HTTP and, with reflection, over gRPC, and `GET /openapi.json`, beside what `others` answer: a path that none of them has is refused in
 /// words. Whoever serves it says where each connection comes from ([`Peer`]).
 pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>, others: Router) -> Router {
     let description = openapi::description(&api.pool).to_string();
@@ -41,7 +42,12 @@ pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>, others: Router)
         router = router.route(call.path, on(filter, handler));
     }
     let grpc = AdminServiceServer::from_arc(api.clone()).max_decoding_message_size(MAX_BODY);
-    let grpc = Routes::new(grpc).into_axum_router().layer(from_fn(only_grpc));
+    let reflection = || Builder::configure().register_encoded_file_descriptor_set(DESCRIPTOR_SET);
+    let is_encoded = "the descriptor set is compiled in";
+    let grpc = Routes::new(grpc)
+        .add_service(reflection().build_v1().expect(is_encoded))
+        .add_service(reflection().build_v1alpha().expect(is_encoded));
+    let grpc = grpc.into_axum_router().layer(from_fn(only_grpc));
     let api = router.with_state(api).merge(grpc).layer(from_fn(with_host));
     api.merge(others).method_not_allowed_fallback(no_such_method).fallback(no_such_path)
 }

@@ -88,3 +88,29 @@ async fn what_makes_no_sense_is_said() {
         assert!(answer.body.contains(expected), "{method} {path} {body}: {}", answer.body);
     }
 }
+
+/// What asks for it by reflection finds the service and every file of it.
+#[tokio::test]
+async fn it_is_described_over_grpc() {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    use tonic_reflection::pb::v1::{ListServiceResponse, ServerReflectionRequest};
+
+    let weir = open().start().await;
+    let endpoint = tonic::transport::Channel::from_shared(format!("http://127.0.0.1:{}", weir.admin)).expect("an address");
+    let mut client = ServerReflectionClient::new(endpoint.connect().await.expect("the admin port speaks gRPC"));
+    let mut ask = async |message| {
+        let request = ServerReflectionRequest { host: String::new(), message_request: Some(message) };
+        let answers = client.server_reflection_info(futures_util::stream::iter([request])).await;
+        let answer = answers.expect("an answer").into_inner().message().await.expect("a message");
+        answer.and_then(|answer| answer.message_response).expect("a response")
+    };
+    let listed = ask(MessageRequest::ListServices(String::new())).await;
+    let MessageResponse::ListServicesResponse(ListServiceResponse { service }) = listed else { panic!("{listed:?}") };
+    assert!(service.iter().any(|service| service.name == weir::admin::SERVICE), "{service:?}");
+    for file in ["weir/admin/v1/admin.proto", "google/protobuf/timestamp.proto"] {
+        let said = ask(MessageRequest::FileByFilename(file.to_owned())).await;
+        assert!(matches!(said, MessageResponse::FileDescriptorResponse(_)), "{file}: {said:?}");
+    }
+}
