@@ -104,6 +104,14 @@ impl<S: OperatorStore> AdminApi<S> {
         Ok(admitted?)
     }
 
+    /// A change whose request cannot be read, of which only this much is `known`.
+    pub(super) fn audit_unread(&self, name: &str, caller: &Caller, known: String, reason: &str) {
+        if role(name) == Role::Change {
+            let (by, from, outcome) = (caller.name.as_str(), caller.from.map(display), cut(reason.to_owned()));
+            tracing::warn!(target: "audit", by, from, call = name, request = cut(known), outcome, "audit: not changed");
+        }
+    }
+
     async fn run<Q: Message, A>(
         &self,
         name: &str,

@@ -101,14 +101,18 @@ async fn answer<S: OperatorStore>(
     let head = Head { headers: &parts.headers, uri: &parts.uri, peer };
     let known = || Value::from_iter(path.iter().cloned()).to_string();
     let caller = api.admit(call.name, &head, known).map_err(|error| failure(&error))?;
+    let unread = |status, reason: String| {
+        api.audit_unread(call.name, &caller, known(), &reason);
+        problem(status, &reason)
+    };
     if parts.method == Method::POST && !is_of_kind(&parts.headers, "application/json") {
         // A page in a browser cannot send this type without being asked whether it may.
-        return Err(problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send `content-type: application/json`"));
+        return Err(unread(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send `content-type: application/json`".to_owned()));
     }
-    let bad_request = |reason: String| problem(StatusCode::BAD_REQUEST, &reason);
+    let bad_request = |reason: String| unread(StatusCode::BAD_REQUEST, reason);
     let body = to_bytes(body, MAX_BODY).await.map_err(|error| bad_request(error.to_string()))?;
     let method = api.method(call.name).ok_or_else(|| problem(StatusCode::NOT_FOUND, "no such call"))?;
-    let fields = fields(call, path.into_iter().chain(query), &body).map_err(bad_request)?;
+    let fields = fields(call, path.iter().cloned().chain(query), &body).map_err(bad_request)?;
     let request = DynamicMessage::deserialize(method.input(), fields).map_err(|error| bad_request(error.to_string()))?;
     let answer = api.dispatch(call.name, &caller, &request.encode_to_vec()).await.map_err(|error| failure(&error))?;
     if call.name == "GetHistory" && accepts_csv(&parts.headers) {

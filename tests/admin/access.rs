@@ -114,8 +114,11 @@ async fn the_audit_says_who_was_refused_from_where_and_on_whom() {
     assert!(!lines[1].contains("by="), "nobody knows who it was: {}", lines[1]);
     call_as(&weir, Some(CHANGE), "PATCH", &subject("u1"), json!({"multiplier": 2})).await;
     call_as(&weir, Some(CHANGE), "PATCH", &subject("u1"), json!({"multiplier": -2})).await;
-    eventually("the audit of two calls", async || weir.log().matches("changed").count() == 2).await;
+    call_as(&weir, Some(CHANGE), "PATCH", &subject("u1"), json!({"no_such_field": 1})).await;
+    eventually("the audit of three calls", async || weir.log().matches("changed").count() == 3).await;
     let log = weir.log();
+    let unread = log.lines().find(|line| line.contains("no_such_field")).expect("what cannot be read is refused, too");
+    assert!(unread.contains("not changed") && unread.contains("user_id=u1"), "{unread}");
     for line in log.lines().filter(|line| line.contains("changed")) {
         assert!(line.contains("bob") && line.contains("from=127.0.0.1:"), "{line}");
     }
