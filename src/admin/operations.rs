@@ -324,8 +324,10 @@ fn overridden(record: &mut SubjectRecord, request: &proto::OverrideSubjectReques
     }
     for limits in &request.limits {
         let limits = convert::limits_record(limits)?;
-        record.limits.retain(|known| known.rule != limits.rule);
-        record.limits.push(limits);
+        match record.limits.iter_mut().find(|known| known.rule == limits.rule) {
+            Some(known) => known.change(limits),
+            None => record.limits.push(limits),
+        }
     }
     Ok(())
 }

@@ -151,6 +151,16 @@ impl SubjectRecord {
 }
 
 impl SubjectLimits {
+    /// Replaces what the other one says: the rate limits, the daily and the monthly quota are each a thing of their own.
+    pub fn change(&mut self, other: SubjectLimits) {
+        if other.unlimited || !other.rates.is_empty() {
+            (self.rates, self.unlimited) = (other.rates, other.unlimited);
+        }
+        self.quotas.retain(|known| other.quotas.iter().all(|quota| quota.calendar() != known.calendar()));
+        self.quotas.extend(other.quotas);
+        self.quotas.sort_by_key(Limit::window);
+    }
+
     fn instead_of(&self, own: &[RuleLimit], label: &str) -> Vec<RuleLimit> {
         let first = own.iter().find(|own| own.limit.calendar().is_none());
         let rates = self.rates.iter().map(|rate| {

@@ -52,6 +52,32 @@ async fn a_subject_is_overridden_listed_and_removed() {
 }
 
 #[tokio::test]
+async fn limits_and_quotas_of_a_rule_are_replaced_apart() {
+    let weir = open().start().await;
+    let path = subject("cap");
+    let change = async |limits: Value| done(&weir, "PATCH", &path, json!({"limits": [limits]})).await["limits"].clone();
+    change(json!({"daily": 2})).await;
+    assert_eq!(change(json!({"limits": [{"limit": "500/minute"}]})).await[0]["daily"], 2);
+    let said = change(json!({"monthly": 9})).await;
+    assert_eq!(
+        (&said[0]["daily"], &said[0]["monthly"], &said[0]["limits"][0]["limit"]),
+        (&json!(2), &json!(9), &json!("500/minute"))
+    );
+    let said = change(json!({"unlimited": true})).await;
+    assert_eq!((&said[0]["daily"], &said[0]["monthly"], &said[0]["unlimited"]), (&json!(2), &json!(9), &json!(true)));
+    assert_eq!(said[0]["limits"], json!([]));
+    let said = change(json!({"daily": 1})).await;
+    assert_eq!((&said[0]["daily"], &said[0]["monthly"], &said[0]["unlimited"]), (&json!(1), &json!(9), &json!(true)));
+    assert_eq!([user(&weir, "cap").await.0, user(&weir, "cap").await.0], [true, false], "the daily quota");
+    change(json!({"daily": 100})).await;
+    let said = change(json!({"limits": [{"limit": "5/hour"}]})).await;
+    assert!(said[0].get("unlimited").is_none_or(|unlimited| unlimited == false), "{said}");
+    let said = change(json!({"rule": "per-user", "limits": [{"limit": "7/hour"}]})).await;
+    assert_eq!((said.as_array().map(Vec::len), &said[0]["daily"]), (Some(2), &json!(100)), "another rule's are beside it");
+    assert!(said[1].get("daily").is_none_or(Value::is_null), "{said}");
+}
+
+#[tokio::test]
 async fn pages_follow_each_other() {
     let weir = open().start().await;
     for number in 0..5 {
