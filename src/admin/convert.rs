@@ -5,7 +5,7 @@ use prost_types::Timestamp;
 use super::operations::Problem;
 use super::proto::weir::admin::v1 as proto;
 use crate::config::{ALGORITHMS, parse_short};
-use crate::limit::{Limit, Micros, Period, SECOND};
+use crate::limit::{Algorithm, Limit, Micros, Period, SECOND};
 use crate::rules::Unit;
 use crate::rules::key;
 use crate::rules::subject::{SubjectLimits, SubjectRate, SubjectRecord, Switch, WHOLE};
@@ -120,6 +120,14 @@ fn quota_limits(daily: Option<u64>, monthly: Option<u64>) -> Result<Vec<Limit>, 
     limits.map(|limit| limit.map_err(invalid)).collect()
 }
 
+/// As the loader of rules says it. `None`: whatever they count by.
+pub(super) fn same_counter(algorithm: Option<Algorithm>) -> Problem {
+    let of = algorithm.map(|algorithm| format!(" of {}", algorithm.name())).unwrap_or_default();
+    invalid(format!(
+        "two limits{of} over the same time are one counter with two sizes: keep the smaller one, or give one another algorithm"
+    ))
+}
+
 /// As the rules write it.
 pub(super) fn limit(rate: &SubjectRate) -> proto::Limit {
     let limit = &rate.limit;
@@ -159,7 +167,13 @@ fn rates(limits: &[proto::Limit]) -> Result<(Vec<SubjectRate>, bool), Problem> {
             }
         }
     }
-    Ok((rates, is_unlimited))
+    // Whatever the rules count by; limits of which only some name an algorithm depend on the rule.
+    let (named, unnamed): (Vec<SubjectRate>, Vec<SubjectRate>) = rates.iter().partition(|rate| rate.names_algorithm);
+    match (SubjectRate::same_counter(&named, None), SubjectRate::same_counter(&unnamed, None)) {
+        (Some(algorithm), _) => Err(same_counter(Some(algorithm))),
+        (None, Some(_)) => Err(same_counter(None)),
+        (None, None) => Ok((rates, is_unlimited)),
+    }
 }
 
 pub(super) fn tier(domain: &str, name: &str, definition: &TierDefinition) -> proto::Tier {

@@ -8,7 +8,7 @@ use super::convert;
 use super::proto::weir::admin::v1 as proto;
 use super::usage::Kind;
 use crate::limiter::Shared;
-use crate::rules::subject::{SubjectRecord, Switch};
+use crate::rules::subject::{SubjectLimits, SubjectRecord, Switch};
 use crate::rules::{Domain, Rule};
 use crate::store::StoreError;
 use crate::store::records::{self, Change, Expected, MAX_PAGE, MAX_TEXT, Record, RecordName, RecordStore, WriteError};
@@ -115,7 +115,9 @@ impl<S: OperatorStore> Operations<S> {
                 return Err(Problem::Unknown(format!("domain `{}` has no rule `{}`: it has {known}", domain.name, limits.rule)));
             }
         }
-        let said = self.change(&name, |record| overridden(record, &request)).await?;
+        let limits = request.limits.iter().map(|limits| countable(convert::limits_record(limits)?, &domain));
+        let limits: Vec<SubjectLimits> = limits.collect::<Result<_, _>>()?;
+        let said = self.change(&name, |record| overridden(record, &request, &limits)).await?;
         if request.allowed_until.is_some() {
             self.forget_counters(&name, Kind::Block).await?;
         }
@@ -157,8 +159,11 @@ impl<S: OperatorStore> Operations<S> {
     pub(super) async fn define_tier(&self, request: proto::DefineTierRequest) -> Result<proto::Tier, Problem> {
         let tier = request.tier.ok_or_else(|| Problem::Invalid("`tier` is missing".to_owned()))?;
         let name = convert::tier_name(&tier.domain, &tier.name)?;
-        self.domain(&tier.domain)?;
+        let domain = self.domain(&tier.domain)?;
         let definition = convert::tier_definition(&tier)?;
+        if let Some(algorithm) = definition.same_counter(&domain) {
+            return Err(convert::same_counter(Some(algorithm)));
+        }
         let shown = convert::tier(&tier.domain, &tier.name, &definition);
         self.put(name, &Record::Tier(definition)).await?;
         Ok(shown)
@@ -299,7 +304,23 @@ fn change_to(name: RecordName, expected: Expected, record: &Record) -> Result<Ch
     }
 }
 
-fn overridden(record: &mut SubjectRecord, request: &proto::OverrideSubjectRequest) -> Result<(), Problem> {
+/// Limits that are a counter each in every rule that they are for.
+fn countable(limits: SubjectLimits, domain: &Domain) -> Result<SubjectLimits, Problem> {
+    let is_meant = |rule: &&Rule| match limits.rule.as_deref() {
+        Some(named) => rule.label() == named,
+        None => !rule.limits.is_empty() || rule.tiers.is_some(),
+    };
+    match domain.rules.iter().filter(is_meant).find_map(|rule| limits.same_counter(rule)) {
+        Some(algorithm) => Err(convert::same_counter(Some(algorithm))),
+        None => Ok(limits),
+    }
+}
+
+fn overridden(
+    record: &mut SubjectRecord,
+    request: &proto::OverrideSubjectRequest,
+    limits: &[SubjectLimits],
+) -> Result<(), Problem> {
     for field in &request.clear {
         match &**field {
             "tier" => record.tier = None,
@@ -322,8 +343,7 @@ fn overridden(record: &mut SubjectRecord, request: &proto::OverrideSubjectReques
     if let Some(multiplier) = request.multiplier {
         record.multiplier = Some(convert::multiplier(multiplier)?);
     }
-    for limits in &request.limits {
-        let limits = convert::limits_record(limits)?;
+    for limits in limits.iter().cloned() {
         match record.limits.iter_mut().find(|known| known.rule == limits.rule) {
             Some(known) => known.change(limits),
             None => record.limits.push(limits),

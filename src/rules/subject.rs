@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::key::{self, EntriesText, Part};
 use super::{Rule, RuleLimit};
-use crate::limit::{Algorithm, Limit, LimitError, Micros};
+use crate::limit::{Algorithm, Limit, LimitError, Micros, Shape};
 
 /// A whole in [`SubjectRecord::multiplier`].
 pub const WHOLE: u64 = 1_000_000;
@@ -181,6 +181,16 @@ impl SubjectLimits {
     }
 }
 
+impl SubjectLimits {
+    /// What two of the rate limits count by that would be one counter with two sizes, in this rule: whatever the subject's tier.
+    pub fn same_counter(&self, rule: &Rule) -> Option<Algorithm> {
+        let tiers = rule.tiers.iter().flat_map(|tiers| &tiers.limits).map(|tier| &*tier.limits);
+        let first = |own: &[RuleLimit]| own.iter().find(|own| own.limit.calendar().is_none()).map(|own| own.limit.algorithm());
+        let mut rules = std::iter::once(&*rule.limits).chain(tiers).map(first);
+        rules.find_map(|algorithm| SubjectRate::same_counter(&self.rates, algorithm))
+    }
+}
+
 impl SubjectRate {
     /// A burst means a token bucket, unless an algorithm is named.
     ///
@@ -191,6 +201,19 @@ impl SubjectRate {
         let unnamed = if burst.is_some() { Algorithm::TokenBucket } else { Algorithm::FixedWindow };
         let limit = Limit::new(algorithm.unwrap_or(unnamed), requests, window, burst)?;
         Ok(SubjectRate { limit, names_algorithm })
+    }
+
+    /// What two of these count by that would be one counter with two sizes, in a rule that counts by this algorithm.
+    pub fn same_counter(rates: &[SubjectRate], rules: Option<Algorithm>) -> Option<Algorithm> {
+        let mut seen: Vec<Shape> = Vec::with_capacity(rates.len());
+        for rate in rates {
+            let shape = rate.counted_by(rules).shape();
+            if seen.contains(&shape) {
+                return Some(shape.algorithm);
+            }
+            seen.push(shape);
+        }
+        None
     }
 
     /// As the rule counts, where that can carry it.

@@ -22,14 +22,27 @@ impl TierDefinition {
         named(name).or_else(|| named(DEFAULT_SET)).unwrap_or_default()
     }
 
+    /// What two limits of a set count by that would be one counter with two sizes, in a rule of this domain.
+    pub fn same_counter(&self, domain: &Domain) -> Option<Algorithm> {
+        let tiers = domain.rules.iter().filter_map(|rule| rule.tiers.as_ref());
+        tiers.into_iter().find_map(|tiers| SubjectRate::same_counter(self.set(&tiers.set), tiers.algorithm()))
+    }
+
     /// What it means for a rule. Limits that name no algorithm count as the rule's other tiers do.
     fn limits(&self, tiers: &RuleTiers, label: &str) -> TierLimits {
-        let first = tiers.limits.iter().flat_map(|tier| &tier.limits).map(|limit| limit.limit.algorithm());
-        let algorithm = first.into_iter().find(|algorithm| *algorithm != Algorithm::Calendar);
+        let algorithm = tiers.algorithm();
         let rates = self.set(&tiers.set);
         let rate = |rate: &SubjectRate| RuleLimit::rate(rate.counted_by(algorithm), label, rates.len());
         let limits = rates.iter().map(rate).chain(self.quotas.iter().map(|quota| RuleLimit::quota(*quota, label)));
         TierLimits { limits: limits.collect() }
+    }
+}
+
+impl RuleTiers {
+    /// What the rate limits of its tiers count by.
+    pub fn algorithm(&self) -> Option<Algorithm> {
+        let mut algorithms = self.limits.iter().flat_map(|tier| &tier.limits).map(|limit| limit.limit.algorithm());
+        algorithms.find(|algorithm| *algorithm != Algorithm::Calendar)
     }
 }
 

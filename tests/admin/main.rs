@@ -13,5 +13,6 @@ mod everywhere;
 mod explain;
 mod metrics;
 mod page;
+mod refused;
 mod unknown;
 mod usage;
