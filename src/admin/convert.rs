@@ -78,7 +78,7 @@ pub(super) fn subject_record(subject: &proto::Subject) -> Result<SubjectRecord, 
 }
 
 pub(super) fn multiplier(number: f64) -> Result<u64, Problem> {
-    records::multiplier(number).map_err(|records::Malformed(reason)| invalid(reason))
+    records::multiplier(number).map_err(|records::Malformed(reason)| invalid(format!("`multiplier`: {reason}")))
 }
 
 fn subject_limits(limits: &SubjectLimits) -> proto::SubjectLimits {

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use prost_types::Timestamp;
+
 use super::convert;
 use super::proto::weir::admin::v1 as proto;
 use super::usage::Kind;
@@ -117,6 +119,9 @@ impl<S: OperatorStore> Operations<S> {
         }
         let limits = request.limits.iter().map(|limits| countable(convert::limits_record(limits)?, &domain));
         let limits: Vec<SubjectLimits> = limits.collect::<Result<_, _>>()?;
+        for (what, until) in [("a block", &request.blocked_until), ("an exemption", &request.allowed_until)] {
+            self.must_be_ahead(what, until.as_ref())?;
+        }
         let said = self.change(&name, |record| overridden(record, &request, &limits)).await?;
         if request.allowed_until.is_some() {
             self.forget_counters(&name, Kind::Block).await?;
@@ -177,6 +182,9 @@ impl<S: OperatorStore> Operations<S> {
     pub(super) async fn get_switch(&self, request: proto::GetSwitchRequest) -> Result<proto::Switch, Problem> {
         let name = convert::switch_name(&request.domain);
         let record = self.store.read(&name).await?.and_then(|text| Record::parse(&name, &text).ok());
+        if record.is_none() && !request.domain.is_empty() {
+            self.domain(&request.domain)?;
+        }
         let switch = if let Some(Record::Switch(switch)) = record { switch } else { Switch::Off };
         Ok(proto::Switch { domain: request.domain, switch: switch.name().to_owned() })
     }
@@ -224,6 +232,16 @@ impl<S: OperatorStore> Operations<S> {
             }
         });
         by_network.collect()
+    }
+
+    /// What is over when it begins is a misspelling.
+    fn must_be_ahead(&self, what: &str, until: Option<&Timestamp>) -> Result<(), Problem> {
+        let Some(until) = until else { return Ok(()) };
+        let now = self.now();
+        if convert::micros(until)? > now {
+            return Ok(());
+        }
+        Err(Problem::Invalid(format!("{what} until {until} is over already: it is {}", convert::timestamp(now))))
     }
 
     /// The name of a subject's record.

@@ -138,8 +138,12 @@ impl<S: OperatorStore> Operations<S> {
         }
         let today = self.now() / DAY;
         let oldest = (today + 1).saturating_sub(kept);
-        let to = day(&request.to)?.unwrap_or(today).min(today);
-        let from = day(&request.from)?.unwrap_or(oldest).max(oldest);
+        let (from, to) = (day(&request.from)?, day(&request.to)?);
+        if from.zip(to).is_some_and(|(from, to)| from > to) {
+            return Err(Problem::Invalid(format!("`from` {} is after `to` {}", request.from, request.to)));
+        }
+        let to = to.unwrap_or(today).min(today);
+        let from = from.unwrap_or(oldest).max(oldest);
         let name = key::of_subject(&domain.key_prefix, &subject, history::NAME);
         let tallies = if from <= to { self.store.recall(&name, from, to).await? } else { Vec::new() };
         let days = tallies.into_iter().map(|(day, tally)| proto::Day {

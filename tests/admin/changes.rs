@@ -9,7 +9,6 @@ use crate::support::redis::RedisServer;
 use crate::support::weir::{Settings, Weir};
 
 const LATER: &str = "2100-01-01T00:00:00Z";
-const BEFORE: &str = "2020-01-01T00:00:00Z";
 
 /// The `retry-after` of a refusal, in seconds.
 async fn retry_after(weir: &Weir, name: &str) -> Option<u64> {
@@ -33,7 +32,7 @@ async fn a_subject_is_overridden_listed_and_removed() {
     assert!(!user(&weir, "u1").await.0);
     let retry_after = retry_after(&weir, "u1").await.expect("a blocked caller is told when to come back");
     assert!(retry_after > 365 * 24 * 3600, "{retry_after}");
-    done(&weir, "PATCH", &path, json!({"blocked_until": BEFORE})).await;
+    done(&weir, "PATCH", &path, json!({"clear": ["blocked_until"]})).await;
     assert_eq!(user(&weir, "u1").await, (true, 46));
     done(&weir, "PATCH", &subject("u0"), json!({"allowed_until": LATER})).await;
     for _ in 0..5 {
@@ -123,7 +122,7 @@ async fn what_is_exported_can_be_imported_and_is_the_same() {
         {"rule": "ai", "limits": [{"limit": "7 per 90s", "algorithm": "token_bucket", "burst": 9}], "daily": 3},
         {"unlimited": true, "monthly": 1},
     ]);
-    let body = json!({"limits": limits, "multiplier": 0.333333, "blocked_until": BEFORE, "allowed_until": LATER});
+    let body = json!({"limits": limits, "multiplier": 0.333333, "blocked_until": LATER, "allowed_until": LATER});
     done(&one, "PATCH", "/v1/domains/api/subjects/user_id=a%2Fb%7C100%25", body).await;
     done(&one, "PATCH", &subject("u1"), json!({"multiplier": 2})).await;
     let sets = json!([{"name": "write", "limits": [{"limit": "1/second"}, {"limit": "9/minute"}]}]);

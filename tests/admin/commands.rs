@@ -55,6 +55,10 @@ async fn override_usage_and_reset() {
     assert_eq!(succeeds(&weir, &["override", "api", "user_id=u1", "--remove"]).await, "removed\n");
     assert_eq!(user(&weir, "u1").await, (true, 2));
     assert!(fails(&weir, &["override", "api", "user_id=u1", "--limit", "many"]).await.contains("`many` is no limit"));
+    for multiplier in ["0", "nan", "inf", "1000001"] {
+        let complaint = fails(&weir, &["override", "api", "user_id=u1", "--multiplier", multiplier]).await;
+        assert!(complaint.to_lowercase().contains(&format!("{multiplier} is no multiplier: a number above 0")), "{complaint}");
+    }
     assert!(fails(&weir, &["reset", "api", "user_id=u1", "weekly"]).await.contains("monthly"));
 }
 

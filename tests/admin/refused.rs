@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{call, done, subject};
+use crate::client::{call, done, open, subject};
 use crate::support::weir::{Settings, Weir};
 
 const RULES: &str = r"
@@ -58,4 +58,47 @@ async fn two_limits_that_would_be_one_counter() {
         assert!(said.contains("one counter with two sizes"), "{said}");
     }
     done(&weir, "PUT", tier, json!({"limits": [plain, named("fixed_window")]})).await;
+}
+
+#[tokio::test]
+async fn a_multiplier_that_is_no_sensible_number() {
+    let weir = open().start().await;
+    let path = subject("u1");
+    for multiplier in [json!(0), json!(-1), json!(0.000_000_1), json!(1_000_000.1), json!(1e300), json!("NaN"), json!("Infinity")] {
+        let said = refusal(&weir, "PATCH", &path, json!({"multiplier": multiplier})).await;
+        assert!(said.contains("is no multiplier: a number above 0") && said.contains("at most 1000000"), "{multiplier}: {said}");
+    }
+    for multiplier in [0.000_001, 1_000_000.0] {
+        assert_eq!(done(&weir, "PATCH", &path, json!({"multiplier": multiplier})).await["multiplier"], multiplier);
+    }
+}
+
+#[tokio::test]
+async fn a_block_or_an_exemption_that_is_over_already() {
+    let weir = open().start().await;
+    for (field, expected) in [("blocked_until", "a block until"), ("allowed_until", "an exemption until")] {
+        for time in ["2020-01-01T00:00:00Z", "1960-01-01T00:00:00Z"] {
+            let said = refusal(&weir, "PATCH", &subject("u1"), json!({field: time})).await;
+            assert!(said.contains(&format!("{expected} {time} is over already")), "{said}");
+        }
+    }
+    assert_eq!(done(&weir, "GET", "/v1/domains/api/subjects", json!(null)).await["subjects"], json!([]));
+}
+
+#[tokio::test]
+async fn a_history_that_ends_before_it_begins() {
+    let weir = open().start().await;
+    let path = format!("{}/history?from=2026-11-21&to=2026-11-20", subject("u1"));
+    let said = refusal(&weir, "GET", &path, json!(null)).await;
+    assert!(said.contains("`from` 2026-11-21 is after `to` 2026-11-20"), "{said}");
+    done(&weir, "GET", &path.replace("11-21", "11-20"), json!(null)).await;
+}
+
+#[tokio::test]
+async fn the_switch_of_an_unknown_domain() {
+    let weir = open().start().await;
+    let asked = call(&weir, "GET", "/v1/switch?domain=apis", json!(null)).await;
+    let set = call(&weir, "PUT", "/v1/switch", json!({"domain": "apis", "switch": "allow"})).await;
+    assert!(asked.body.contains("no domain `apis` is loaded"), "{}", asked.body);
+    assert_eq!((asked.status, asked.body), (set.status, set.body));
 }

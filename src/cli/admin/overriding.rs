@@ -10,6 +10,7 @@ use super::client::{Client, escaped};
 use super::table::table;
 use super::{Connection, items, text};
 use crate::config::parse_duration;
+use crate::store::records;
 
 /// Without any change, shows what is said of the subject; without a subject, lists all of the domain.
 #[derive(Debug, Args)]
@@ -91,6 +92,8 @@ fn change(args: &OverrideArgs) -> anyhow::Result<Map<String, Value>> {
         }
     }
     if let Some(multiplier) = args.multiplier {
+        // Before it is JSON, which has no word for what is no finite number.
+        records::multiplier(multiplier).map_err(|problem| anyhow!("--multiplier: {}", problem.0))?;
         change.insert("multiplier".to_owned(), multiplier.into());
     }
     let mut limits = Map::new();

@@ -130,7 +130,7 @@ impl TryFrom<SubjectText> for SubjectRecord {
             tier: text.tier,
             blocked_until: text.blocked_until.map(micros),
             allowed_until: text.allowed_until.map(micros),
-            multiplier: text.multiplier.map(multiplier).transpose()?,
+            multiplier: text.multiplier.map(read_multiplier).transpose()?,
             limits: text.limits.into_iter().map(SubjectLimits::try_from).collect::<Result<_, _>>()?,
         })
     }
@@ -228,17 +228,27 @@ impl TryFrom<TierText> for TierDefinition {
     }
 }
 
-/// The largest multiplier: a limit that is a billion times as large is none.
-const MAX_MULTIPLIER: f64 = 1e9;
+/// The largest multiplier that may be given: a limit that is a million times as large is none.
+const MAX_MULTIPLIER: f64 = 1e6;
+/// The largest one that is read: more than may be given, so that a store's records stay what they are.
+const MAX_READ_MULTIPLIER: f64 = 1e9;
 
 /// In millionths.
 ///
 /// # Errors
-/// For what is negative, no number, or beyond a billion.
+/// For what is no number, less than a millionth, or beyond a million.
 pub fn multiplier(number: f64) -> Result<u64, Malformed> {
+    let millionths = number * WHOLE as f64;
+    match millionths.round() as u64 {
+        1.. if number <= MAX_MULTIPLIER => Ok(millionths.round() as u64),
+        _ => Err(Malformed(format!("{number} is no multiplier: a number above 0, to the millionth, and at most {MAX_MULTIPLIER}"))),
+    }
+}
+
+fn read_multiplier(number: f64) -> Result<u64, Malformed> {
     match number {
-        0.0..=MAX_MULTIPLIER => Ok((number * WHOLE as f64).round() as u64),
-        _ => Err(Malformed(format!("{number} is no multiplier: a number from 0 to {MAX_MULTIPLIER}"))),
+        0.0..=MAX_READ_MULTIPLIER => Ok((number * WHOLE as f64).round() as u64),
+        _ => Err(Malformed(format!("{number} is no multiplier"))),
     }
 }
 
