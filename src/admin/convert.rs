@@ -55,6 +55,13 @@ pub(super) fn timestamp(micros: Micros) -> Timestamp {
     }
 }
 
+/// A time at which a limit is whole again, or has room. By the clocks of this process and of the store, which differ: of a quota, the
+/// edge of its period that is meant.
+pub(super) fn turn(limit: &Limit, at: Micros) -> Timestamp {
+    let edges = limit.edges().into_iter().filter(|_| limit.calendar().is_some());
+    timestamp(edges.min_by_key(|edge| edge.abs_diff(at)).unwrap_or(at))
+}
+
 pub(super) fn subject(domain: &str, subject: &[u8], record: &SubjectRecord) -> proto::Subject {
     proto::Subject {
         domain: domain.to_owned(),

@@ -135,7 +135,12 @@ impl Case<'_, '_> {
         let limit = status.limit(self.domain, &self.explained.plan.overrides);
         said.policy = limit.map(|limit| limit.policy.to_string()).unwrap_or_default();
         if let Some(Outcome::Denied { retry_after: RetryAfter::In(after), .. }) = status.outcome() {
-            said.retry_at = Some(convert::timestamp(self.now.saturating_add(after)));
+            let at = self.now.saturating_add(after);
+            let checks = &self.explained.plan.descriptors[place].checks;
+            // A subject that is blocked is not checked.
+            let shown =
+                status.shown.and_then(|shown| checks.get(shown)).map(|of| &self.explained.plan.group.checks[of.check].limit);
+            said.retry_at = Some(shown.map_or_else(|| convert::timestamp(at), |limit| convert::turn(limit, at)));
         }
     }
 
@@ -228,7 +233,7 @@ impl Case<'_, '_> {
 
     /// Adds what the counter says. Outcomes of a question tell what remains before the request.
     fn state(&self, said: &mut proto::ExplainedLimit, check: &Check, outcome: Outcome) {
-        let at = |after: Micros| Some(convert::timestamp(self.now.saturating_add(after)));
+        let at = |after: Micros| Some(convert::turn(&check.limit, self.now.saturating_add(after)));
         let is_block = check.limit.algorithm() == Algorithm::Penalty;
         if !is_block {
             said.remaining = outcome.remaining().min(said.capacity);

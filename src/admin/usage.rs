@@ -273,7 +273,7 @@ fn shown(used: &Used, group: &Group, outcome: Outcome, now: Micros) -> Option<pr
         },
         used: limit.capacity() - remaining,
         remaining,
-        resets_at: resets_after.filter(|&after| after > 0).map(|after| convert::timestamp(now.saturating_add(after))),
+        resets_at: resets_after.filter(|&after| after > 0).map(|after| convert::turn(limit, now.saturating_add(after))),
     })
 }
 

@@ -59,6 +59,23 @@ async fn usage_is_every_limit_with_what_is_left_of_it() {
 }
 
 #[tokio::test]
+async fn a_quota_is_whole_again_at_the_edge_of_its_period() {
+    in_both_stores(async |weir| {
+        done(weir, "PATCH", &subject("u1"), json!({"limits": [{"rule": "per-user", "daily": 10, "monthly": 1}]})).await;
+        user(weir, "u1").await;
+        let limits = usage(weir, &subject("u1")).await;
+        let times: Vec<&str> = limits[1..].iter().map(|limit| limit["resets_at"].as_str().expect("a time")).collect();
+        assert!(times.len() == 2 && times.iter().all(|time| time.ends_with("T00:00:00Z")), "{limits:?}");
+        let asked = json!({"descriptors": [{"entries": [{"key": "user_id", "value": "u1"}]}]});
+        let said = done(weir, "POST", "/v1/domains/api/explain", asked).await;
+        assert_eq!(said["retry_at"], times[1], "{said}");
+        let limits = &said["descriptors"][0]["limits"];
+        assert_eq!((&limits[1]["resets_at"], &limits[2]["retry_at"]), (&json!(times[0]), &json!(times[1])));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_block_is_shown_while_it_lasts_and_lifted_by_an_exemption_or_a_reset() {
     in_both_stores(async |weir| {
         let path = "/v1/domains/api/subjects/remote_address=192.0.2.1";
