@@ -59,6 +59,8 @@ async fn override_usage_and_reset() {
         let complaint = fails(&weir, &["override", "api", "user_id=u1", "--multiplier", multiplier]).await;
         assert!(complaint.to_lowercase().contains(&format!("{multiplier} is no multiplier: a number above 0")), "{complaint}");
     }
+    let complaint = fails(&weir, &["override", "api", "user_id=u1", "--clear", "everything"]).await;
+    assert!(complaint.contains("tier, block, allow, multiplier, limits"), "{complaint}");
     assert!(fails(&weir, &["reset", "api", "user_id=u1", "weekly"]).await.contains("monthly"));
 }
 
@@ -72,6 +74,8 @@ async fn assign_gives_a_tier_that_an_import_defined() {
     let file = file.to_str().expect("a path in UTF-8");
     assert_eq!(succeeds(&weir, &["import", file]).await, "1 records imported\n");
     assert_eq!(succeeds(&weir, &["assign", "api", "user_id=u1", "pro"]).await, "api user_id=u1\n  tier pro\n");
+    assert!(fails(&weir, &["assign", "api", "user_id=u1"]).await.contains("--none"));
+    assert!(fails(&weir, &["assign", "api", "user_id=u1", "pro", "--none"]).await.contains("cannot be used with"));
     let said = succeeds(&weir, &["assign", "api", "user_id=u1", "--none"]).await;
     assert_eq!(said, "api user_id=u1\n  nothing is said of it\n");
 }

@@ -1,20 +1,23 @@
 //! `weir assign`.
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use http::Method;
 use serde_json::json;
 
 use super::{Connection, Subject, overriding};
 
 #[derive(Debug, Args)]
+#[command(
+    group = ArgGroup::new("given").args(["tier", "none"]).required(true),
+    override_usage = "weir assign [OPTIONS] <DOMAIN> <SUBJECT> <TIER|--none>"
+)]
 pub(crate) struct AssignArgs {
     #[command(flatten)]
     of: Subject,
     /// A tier of the domain.
-    #[arg(required_unless_present = "none")]
     tier: Option<String>,
     /// Takes its tier away: the domain's default tier holds.
-    #[arg(long, conflicts_with = "tier")]
+    #[arg(long)]
     none: bool,
     #[command(flatten)]
     connection: Connection,

@@ -49,8 +49,8 @@ pub(crate) struct OverrideArgs {
     /// Makes every limit so many times as large.
     #[arg(long, value_name = "FACTOR", requires = "subject")]
     multiplier: Option<f64>,
-    /// Takes back: tier, block, allow, multiplier or limits; may be given several times.
-    #[arg(long, value_name = "WHAT", requires = "subject")]
+    /// Takes this back; may be given several times.
+    #[arg(long, value_name = "WHAT", requires = "subject", value_parser = ["tier", "block", "allow", "multiplier", "limits"])]
     clear: Vec<String>,
     /// Takes back everything that is said of the subject.
     #[arg(long, requires = "subject")]
