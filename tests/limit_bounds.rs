@@ -7,8 +7,6 @@ use weir::limit::{
     State, Step, YEAR,
 };
 
-const ALGORITHMS: [Algorithm; 5] =
-    [Algorithm::FixedWindow, Algorithm::SlidingLog, Algorithm::SlidingCounter, Algorithm::TokenBucket, Algorithm::LeakyBucket];
 const WINDOWS: [Micros; 9] = [1, 999, SECOND, MINUTE, MINUTE + 1_000, HOUR, DAY, YEAR, MAX_WINDOW];
 /// Late in the year 2112.
 const LATEST: Micros = (1 << 52) - 1;
@@ -40,7 +38,7 @@ fn up_to(largest: u64, selector: u64) -> u64 {
 
 fn limits() -> impl Strategy<Value = Limit> {
     let sizes = (any::<u64>(), any::<u64>());
-    (proptest::sample::select(&ALGORITHMS[..]), proptest::sample::select(&WINDOWS[..]), sizes).prop_map(
+    (proptest::sample::select(&Algorithm::OF_RATES[..]), proptest::sample::select(&WINDOWS[..]), sizes).prop_map(
         |(algorithm, window, (requests, burst))| {
             let requests = up_to(largest_requests(algorithm, window), requests);
             let burst = algorithm.is_bucket().then(|| up_to(largest_burst(algorithm, requests, window), burst));
@@ -151,7 +149,7 @@ proptest! {
 
     #[test]
     fn a_share_is_rounded_down_and_at_least_one(requests in 0..100_000u64, share in 1..1_000u64) {
-        for algorithm in ALGORITHMS {
+        for algorithm in Algorithm::OF_RATES {
             let limit = Limit::new(algorithm, requests.min(MAX_LOG_REQUESTS), MINUTE, None).expect("a limit");
             let scaled = limit.scaled(1, share);
             prop_assert_eq!(scaled.requests(), (limit.requests() / share).max(limit.requests().min(1)));
@@ -163,7 +161,7 @@ proptest! {
 
 #[test]
 fn one_more_than_the_largest_is_refused_by_name() {
-    for algorithm in ALGORITHMS {
+    for algorithm in Algorithm::OF_RATES {
         for window in WINDOWS {
             let largest = largest_requests(algorithm, window);
             assert!(Limit::new(algorithm, largest, window, None).is_ok(), "{algorithm:?} {window}");

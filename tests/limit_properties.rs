@@ -5,8 +5,6 @@
 use proptest::prelude::*;
 use weir::limit::{Algorithm, Cost, DAY, HOUR, Limit, MINUTE, Micros, Outcome, RetryAfter, SECOND, State, Step, WEEK};
 
-const ALGORITHMS: [Algorithm; 5] =
-    [Algorithm::FixedWindow, Algorithm::SlidingLog, Algorithm::SlidingCounter, Algorithm::TokenBucket, Algorithm::LeakyBucket];
 /// Both sides of every change of tick, and windows with an odd number of ticks.
 const WINDOWS: [Micros; 10] = [1, 7, 1_000, SECOND, MINUTE, MINUTE + 1_000, HOUR, DAY, DAY + SECOND, WEEK];
 /// 2026.
@@ -59,7 +57,7 @@ fn gaps() -> impl Strategy<Value = Gap> {
 }
 
 fn any_limit() -> impl Strategy<Value = Limit> {
-    limits(ALGORITHMS.to_vec(), 0..30)
+    limits(Algorithm::OF_RATES.to_vec(), 0..30)
 }
 
 fn limits(algorithms: Vec<Algorithm>, requests: std::ops::Range<u64>) -> impl Strategy<Value = Limit> {
@@ -430,7 +428,7 @@ proptest! {
 
     #[test]
     fn a_limit_of_zero_refuses_every_take_and_no_look(history in histories(any_event()), window in proptest::sample::select(&WINDOWS[..])) {
-        for algorithm in ALGORITHMS {
+        for algorithm in Algorithm::OF_RATES {
             let limit = Limit::new(algorithm, 0, window, None).expect("a limit of zero");
             let refused = Outcome::Denied { remaining: 0, retry_after: RetryAfter::Never };
             prop_assert_eq!(limit.step(None, history.start, 1, None).outcome, refused);

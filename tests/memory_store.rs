@@ -60,9 +60,7 @@ fn allowed_at_once(store: &MemoryStore, calls: usize, group: impl Fn(usize) -> G
 
 #[test]
 fn three_thousand_calls_at_once_at_a_limit_of_a_hundred_admit_a_hundred() {
-    let algorithms =
-        [Algorithm::FixedWindow, Algorithm::SlidingLog, Algorithm::SlidingCounter, Algorithm::TokenBucket, Algorithm::LeakyBucket];
-    for algorithm in algorithms {
+    for algorithm in Algorithm::OF_RATES {
         let store = MemoryStore::new(clock().0, 1_000);
         let limit = limit(algorithm, 100, HOUR);
         assert_eq!(allowed_at_once(&store, 3_000, |_| group(&limit, &["one"])), 100, "{algorithm:?}");

@@ -15,9 +15,6 @@ use weir::rules::key::{self, Key, Part};
 use weir::store::redis::RedisStore;
 use weir::store::{Clock, Group, Outcomes, Store, StoreError, Wait};
 
-const COUNTING: [Algorithm; 5] =
-    [Algorithm::FixedWindow, Algorithm::SlidingLog, Algorithm::SlidingCounter, Algorithm::TokenBucket, Algorithm::LeakyBucket];
-
 fn limit(algorithm: Algorithm, requests: u64, window: Micros) -> Limit {
     Limit::new(algorithm, requests, window, None).expect("it is a limit")
 }
@@ -75,7 +72,7 @@ async fn two_stores(server: &RedisServer) -> [RedisStore; 2] {
 async fn three_thousand_at_once_through_two_stores_get_a_hundred() {
     let server = RedisServer::start();
     let stores = two_stores(&server).await;
-    for algorithm in COUNTING {
+    for algorithm in Algorithm::OF_RATES {
         let group = take(limit(algorithm, 100, HOUR), "u1");
         let answers = join_all((0..3_000).map(|call| apply(&stores[call % 2], &group))).await;
         let admitted = answers.iter().filter(|answer| answer.as_ref().expect("Redis answers")[0].is_allowed()).count();
@@ -142,7 +139,7 @@ async fn a_probe_loads_a_forgotten_script() {
 async fn a_key_of_another_type_is_an_error_of_its_own_request() {
     let server = RedisServer::start();
     let store = server.store(Clock::System).await;
-    for algorithm in COUNTING {
+    for algorithm in Algorithm::OF_RATES {
         let limit = limit(algorithm, 10, HOUR);
         let listed = key(&limit, "listed");
         let mut connection = server.connection().await;
@@ -179,7 +176,7 @@ async fn values_that_are_not_ours_are_errors_and_stay() {
         doubles(&[3.0, nan, nan]),
     ];
     let penalty = Limit::penalty(MINUTE).expect("it is a block");
-    let limits = COUNTING.map(|algorithm| limit(algorithm, 10, HOUR)).into_iter().chain([penalty]);
+    let limits = Algorithm::OF_RATES.map(|algorithm| limit(algorithm, 10, HOUR)).into_iter().chain([penalty]);
     for (place, limit) in limits.enumerate() {
         for (number, value) in values.iter().enumerate() {
             let user = format!("u{place}-{number}");
@@ -245,7 +242,7 @@ async fn without_memory_nothing_is_written_and_looks_still_work() {
 async fn every_key_lives_as_long_as_it_matters() {
     let server = RedisServer::start();
     let store = server.store(Clock::System).await;
-    for (algorithm, window) in COUNTING.into_iter().flat_map(|algorithm| [(algorithm, 10 * SECOND), (algorithm, DAY)]) {
+    for (algorithm, window) in Algorithm::OF_RATES.into_iter().flat_map(|algorithm| [(algorithm, 10 * SECOND), (algorithm, DAY)]) {
         let limit = limit(algorithm, 3, window);
         // The third finds a state that may keep its time to live; the fourth is refused; the others are not plain takes.
         for (operation, cost) in [
@@ -311,7 +308,7 @@ async fn keys_made_and_met_again_in_one_batch_have_a_time_to_live() {
 async fn refused_and_only_looked_at_leave_no_key() {
     let server = RedisServer::start();
     let store = server.store(Clock::System).await;
-    for algorithm in COUNTING {
+    for algorithm in Algorithm::OF_RATES {
         let (none, some) = (limit(algorithm, 0, HOUR), limit(algorithm, 5, HOUR));
         for request in [
             take(none, "u1"),

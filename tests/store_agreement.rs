@@ -32,15 +32,6 @@ const REQUESTS: usize = 30_000;
 const ROUNDS: usize = 100;
 const MAX_REQUESTS_A_BATCH: u64 = 64;
 
-const ALGORITHMS: [Algorithm; 7] = [
-    Algorithm::FixedWindow,
-    Algorithm::SlidingLog,
-    Algorithm::SlidingCounter,
-    Algorithm::TokenBucket,
-    Algorithm::LeakyBucket,
-    Algorithm::Penalty,
-    Algorithm::Calendar,
-];
 const TTLS: [Micros; 4] = [SECOND, MINUTE, HOUR, DAY];
 const WINDOWS: [Micros; 11] = [250, SECOND, 10 * SECOND, MINUTE, 61 * SECOND, HOUR, DAY, DAY + SECOND, WEEK, YEAR, 10 * YEAR];
 
@@ -132,7 +123,7 @@ impl Run {
         let few = 6 + self.random.below(60);
         self.counters = (0..few)
             .map(|number| {
-                let algorithm = self.random.one_of(&ALGORITHMS);
+                let algorithm = self.random.one_of(&Algorithm::ALL);
                 let window = match algorithm {
                     Algorithm::Calendar => self.random.one_of(&[DAY, MONTH]),
                     _ => self.random.one_of(&WINDOWS),

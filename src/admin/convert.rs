@@ -4,7 +4,7 @@ use prost_types::Timestamp;
 
 use super::operations::Problem;
 use super::proto::weir::admin::v1 as proto;
-use crate::config::{ALGORITHMS, parse_short};
+use crate::config::parse_short;
 use crate::limit::{Algorithm, Limit, Micros, Period, SECOND};
 use crate::rules::Unit;
 use crate::rules::key;
@@ -157,7 +157,7 @@ fn rates(limits: &[proto::Limit]) -> Result<(Vec<SubjectRate>, bool), Problem> {
         let algorithm = match &*limit.algorithm {
             "" => None,
             name => {
-                let known = ALGORITHMS.iter().find(|(known, _)| *known == name).map(|(_, algorithm)| *algorithm);
+                let known = Algorithm::of_rate(name);
                 Some(known.ok_or_else(|| invalid(format!("unknown algorithm `{name}`")))?)
             }
         };

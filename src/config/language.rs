@@ -3,6 +3,7 @@
 
 use super::keys::Level;
 use super::{limits, parse, plans, rule_tests};
+use crate::limit::Algorithm;
 use crate::rules::Unit;
 
 /// A key.
@@ -94,7 +95,7 @@ impl Field {
     }
 }
 
-const ALGORITHM: Shape = Shape::Choice(|| names(&limits::ALGORITHMS));
+const ALGORITHM: Shape = Shape::Choice(|| Algorithm::OF_RATES.map(Algorithm::name).to_vec());
 const ON_STORE_FAILURE: Shape = Shape::Choice(|| names(&parse::ON_STORE_FAILURE));
 const CLASS: Shape = Shape::Choice(|| names(&plans::CLASSES));
 const LIMITS: Shape =

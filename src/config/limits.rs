@@ -9,15 +9,6 @@ use super::tiers::{self, TierUse};
 use crate::limit::{Algorithm, Limit, LimitError, Micros, Period, Shape};
 use crate::rules::{ChargeRule, Unit};
 
-/// The algorithms that a rule can name.
-pub(crate) const ALGORITHMS: [(&str, Algorithm); 5] = [
-    ("fixed_window", Algorithm::FixedWindow),
-    ("sliding_window_log", Algorithm::SlidingLog),
-    ("sliding_window", Algorithm::SlidingCounter),
-    ("token_bucket", Algorithm::TokenBucket),
-    ("leaky_bucket", Algorithm::LeakyBucket),
-];
-
 pub(super) const CHARGES: [(&str, ChargeRule); 3] =
     [("auto", ChargeRule::Auto), ("admitted", ChargeRule::Admitted), ("always", ChargeRule::Always)];
 
@@ -309,7 +300,13 @@ fn unlimited(fields: &Fields<'_, '_>, path: &Path<'_>, report: &mut Report<'_>, 
 }
 
 pub(crate) fn algorithm(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<Algorithm> {
-    fields::choice(node, &ALGORITHMS, "algorithm", &path.key("algorithm"), report)
+    fields::choice(
+        node,
+        &Algorithm::OF_RATES.map(|algorithm| (algorithm.name(), algorithm)),
+        "algorithm",
+        &path.key("algorithm"),
+        report,
+    )
 }
 
 fn amount(fields: &Fields<'_, '_>, level: Level, path: &Path<'_>, report: &mut Report<'_>) -> Option<Amount> {

@@ -33,7 +33,6 @@ pub use changes::Changes;
 pub(crate) use fields::parse_duration;
 pub use files::Fingerprint;
 use files::SourceFile;
-pub(crate) use limits::ALGORITHMS;
 pub use problem::{Problem, Problems, Severity};
 
 pub use rule_tests::{RuleTest, TestStep};

@@ -60,6 +60,25 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// By number.
+    pub const ALL: [Algorithm; 7] = [
+        Algorithm::FixedWindow,
+        Algorithm::SlidingLog,
+        Algorithm::SlidingCounter,
+        Algorithm::TokenBucket,
+        Algorithm::LeakyBucket,
+        Algorithm::Penalty,
+        Algorithm::Calendar,
+    ];
+    /// Those that a rate limit can name.
+    pub const OF_RATES: [Algorithm; 5] =
+        [Algorithm::FixedWindow, Algorithm::SlidingLog, Algorithm::SlidingCounter, Algorithm::TokenBucket, Algorithm::LeakyBucket];
+
+    /// The algorithm that a rate limit names.
+    pub fn of_rate(name: &str) -> Option<Algorithm> {
+        Algorithm::OF_RATES.into_iter().find(|algorithm| algorithm.name() == name)
+    }
+
     /// The name that the rule files use, and that stands in counter keys.
     pub fn name(self) -> &'static str {
         match self {

@@ -153,7 +153,7 @@ impl<'a> Reader<'a> {
             *number = self.number()?;
         }
         let [cost, requests, window, burst, edges @ ..] = numbers;
-        let limit = match of_number(&ALGORITHMS, algorithm, |algorithm| algorithm as u8)? {
+        let limit = match of_number(&Algorithm::ALL, algorithm, |algorithm| algorithm as u8)? {
             Algorithm::Penalty => Limit::penalty(window),
             Algorithm::Calendar => {
                 let period = if window == DAY { Period::Day } else { Period::Month };
@@ -174,16 +174,6 @@ impl<'a> Reader<'a> {
         })
     }
 }
-
-const ALGORITHMS: [Algorithm; 7] = [
-    Algorithm::FixedWindow,
-    Algorithm::SlidingLog,
-    Algorithm::SlidingCounter,
-    Algorithm::TokenBucket,
-    Algorithm::LeakyBucket,
-    Algorithm::Penalty,
-    Algorithm::Calendar,
-];
 
 fn of_number<T: Copy>(all: &[T], number: u8, number_of: impl Fn(T) -> u8) -> Option<T> {
     all.iter().copied().find(|&one| number_of(one) == number)

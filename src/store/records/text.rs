@@ -17,10 +17,6 @@ use crate::rules::tier_definition::TierDefinition;
 #[error("not a record: {0}")]
 pub struct Malformed(pub String);
 
-/// The algorithms that a record can name.
-const ALGORITHMS: [Algorithm; 5] =
-    [Algorithm::FixedWindow, Algorithm::SlidingLog, Algorithm::SlidingCounter, Algorithm::TokenBucket, Algorithm::LeakyBucket];
-
 #[derive(Serialize, Deserialize)]
 struct SubjectText {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -179,7 +175,7 @@ impl TryFrom<RateText> for SubjectRate {
         let window = key::micros(&text.window).ok_or_else(|| Malformed(format!("`{}` is no window", text.window)))?;
         let algorithm = match text.algorithm.as_deref() {
             Some(name) => {
-                let named = ALGORITHMS.into_iter().find(|algorithm| algorithm.name() == name);
+                let named = Algorithm::of_rate(name);
                 Some(named.ok_or_else(|| Malformed(format!("unknown algorithm `{name}`")))?)
             }
             None => None,
