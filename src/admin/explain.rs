@@ -203,14 +203,13 @@ impl Case<'_, '_> {
         let of = planned.checks[number];
         let check = &plan.group.checks[of.check];
         let rule = planned.rule.map(|rule| self.domain.rule(rule));
-        let (from, limit) = match of.source {
-            Source::Rule(number) if planned.tier.is_some() => {
-                ("tier", rule.and_then(|rule| rule.limits_of(planned.tier).get(number)))
-            }
-            Source::Rule(number) => ("rule", rule.and_then(|rule| rule.limits.get(number))),
-            Source::Subject(number) => ("subject", plan.overrides.get(number)),
-            Source::Override(number) => ("request", plan.overrides.get(number)),
-            Source::Block | Source::Blocked => ("block_for", None),
+        let limit = of.source.limit(rule, planned.tier, &plan.overrides);
+        let from = match of.source {
+            Source::Rule(_) if planned.tier.is_some() => "tier",
+            Source::Rule(_) => "rule",
+            Source::Subject(_) => "subject",
+            Source::Override(_) => "request",
+            Source::Block | Source::Blocked => "block_for",
         };
         let mut said = proto::ExplainedLimit {
             policy: limit.map_or_else(|| "block".to_owned(), |limit| limit.policy.to_string()),

@@ -12,12 +12,12 @@ use super::convert;
 use super::operations::{Operations, OperatorStore, Problem, has_tier};
 use super::proto::weir::admin::v1 as proto;
 use crate::limit::{Algorithm, DAY, Micros, Operation, Outcome, Period, RetryAfter, Shape};
+use crate::rules::Domain;
 use crate::rules::key::{self, BLOCK_SUFFIX, Key};
-use crate::rules::plan::{self, Moment, PlanSettings, Source};
+use crate::rules::plan::{self, Moment, PlanSettings};
 use crate::rules::request::{Descriptor, Entry, Request};
 use crate::rules::subject::{Records, SubjectRecord};
 use crate::rules::tier::TierSource;
-use crate::rules::{Domain, RuleLimit};
 use crate::store::history;
 use crate::store::records::RecordName;
 use crate::store::subjects::Day;
@@ -204,11 +204,7 @@ impl<S: OperatorStore> Operations<S> {
         let planned = &plan.descriptors[0];
         let Some(rule) = planned.rule.map(|rule| domain.rule(rule)) else { return };
         for of_rule in &planned.checks {
-            let limit: Option<&RuleLimit> = match of_rule.source {
-                Source::Rule(number) => rule.limits_of(planned.tier).get(number),
-                Source::Subject(number) | Source::Override(number) => plan.overrides.get(number),
-                Source::Block | Source::Blocked => None,
-            };
+            let limit = of_rule.source.limit(Some(rule), planned.tier, &plan.overrides);
             let suffix = limit.map_or(BLOCK_SUFFIX, |limit| &limit.key_suffix);
             let policy = limit.map_or("block", |limit| &limit.policy);
             let mut check = plan.group.checks[of_rule.check];

@@ -7,10 +7,7 @@ use super::plans;
 use super::problem::{Path, Report};
 use super::raw::{Node, Scalar, Span, Value};
 use crate::limit::{Algorithm, Limit};
-use crate::rules::tier::{Class, TierSource};
-
-/// The set of a tier that a rule without `use` goes by.
-const DEFAULT_SET: &str = "default";
+use crate::rules::tier::{Class, DEFAULT_SET, TierSource};
 
 /// A tier as it is written.
 #[derive(Debug)]

@@ -394,13 +394,12 @@ fn key_of(domain: Option<&Domain>, order: &Order<'_, '_>, key_prefix: &str) -> K
         None => key::domain_prefix(key_prefix, request.domain),
     };
     let entries: &[_] = request.descriptors.first().map(|descriptor| &descriptor.entries[..]).unwrap_or_default();
-    let keys = entries.iter().map(|entry| entry.key);
-    let place = domain.map_or(0, |domain| precedence::subject_place(domain, keys));
-    let subject = entries.get(place).map(|entry| {
-        let value = domain.map(|domain| domain.addresses.counted(entry.key, entry.value));
-        key::subject(Part { key: entry.key, value: value.as_deref().unwrap_or(entry.value), shared: false })
-    });
-    reservation::key_of(&domain_prefix, &subject.unwrap_or_default(), order.idempotency_key)
+    let first = || entries.first().map(|entry| key::subject(Part { key: entry.key, value: entry.value, shared: false }));
+    let subject = match domain {
+        Some(domain) => precedence::subject_of(domain, entries),
+        None => first().unwrap_or_default(),
+    };
+    reservation::key_of(&domain_prefix, &subject, order.idempotency_key)
 }
 
 /// Whether two groups are of the same limits: what the outcomes of one say holds for the other. A quota's edges are of its day.

@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use crate::limit::{DAY, Micros};
 use crate::rules::Domain;
 use crate::rules::decision::{Code, Decision};
-use crate::rules::key::{self, EntriesText, Part};
+use crate::rules::key::EntriesText;
 use crate::rules::plan::{Kind, Plan, Planned};
 use crate::rules::precedence;
 use crate::rules::request::{Descriptor, Request};
@@ -50,7 +50,8 @@ fn remembered(
         // The counter's name has it already, if there is a counter, and it is not too long for all of it.
         let of_counter = planned.checks.first().and_then(|check| plan.group.keys[check.check].subject(&domain.key_prefix));
         let of_counter = of_counter.filter(|subject| !subject.starts_with(b"%#"));
-        let of_entries = if of_counter.is_none() { subject(domain, descriptor) } else { EntriesText::new() };
+        let of_entries =
+            if of_counter.is_none() { precedence::subject_of(domain, &descriptor.entries) } else { EntriesText::new() };
         let subject = of_counter.unwrap_or(&of_entries);
         if seen.iter().any(|known| **known == *subject) {
             continue;
@@ -68,13 +69,6 @@ fn remembered(
 /// A look, a refund, and what no rule has anything to say about.
 fn is_no_request(descriptor: &Descriptor<'_>, planned: &Planned) -> bool {
     planned.cost == 0 || descriptor.is_negative_hits || matches!(planned.kind, Kind::Unmatched | Kind::Replaced)
-}
-
-fn subject(domain: &Domain, descriptor: &Descriptor<'_>) -> EntriesText {
-    let place = precedence::subject_place(domain, descriptor.entries.iter().map(|entry| entry.key));
-    let Some(entry) = descriptor.entries.get(place) else { return EntriesText::new() };
-    let value = domain.addresses.counted(entry.key, entry.value);
-    key::subject(Part { key: entry.key, value: &value, shared: false })
 }
 
 /// The tier by which the request went, where it said so itself.

@@ -2,14 +2,13 @@
 //! all of a /64 are one subject, with one counter. What is no address is counted as it is.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
 use super::key::{self, EntriesText, Part};
 use super::request::{Descriptor, Entry, Request};
-use super::tree::Match;
+use super::tree::{self, Match};
 
 /// By how many leading bits addresses are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +27,7 @@ impl Default for Prefix {
 impl Prefix {
     /// The network of an address, as it stands in keys: `192.0.2.1`, `2001:db8::/64`. `None`: no address.
     fn network(self, value: &[u8]) -> Option<String> {
-        let address = std::str::from_utf8(value).ok()?.parse::<IpAddr>().ok()?.to_canonical();
+        let address = tree::address(value)?;
         let bits = if address.is_ipv4() { self.ipv4 } else { self.ipv6 };
         let network = IpNet::new(address, bits).ok()?.trunc();
         Some(if bits == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() })

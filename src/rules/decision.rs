@@ -82,15 +82,11 @@ impl Status {
 
     /// The limit behind one of `limits`.
     pub fn limit_at<'a>(&self, place: usize, domain: &'a Domain, overrides: &'a [RuleLimit]) -> Option<&'a RuleLimit> {
-        match self.limits.get(place)?.source {
-            Source::Rule(number) => domain.rule(self.rule?).limits_of(self.tier).get(number),
-            Source::Override(number) | Source::Subject(number) => overrides.get(number),
-            Source::Blocked => None,
-            Source::Block => {
-                let first = self.limits.iter().position(|limit| limit.source != Source::Block)?;
-                self.limit_at(first, domain, overrides)
-            }
+        let mut source = self.limits.get(place)?.source;
+        if source == Source::Block {
+            source = self.limits.iter().map(|limit| limit.source).find(|source| *source != Source::Block)?;
         }
+        source.limit(self.rule.map(|rule| domain.rule(rule)), self.tier, overrides)
     }
 
     fn silent(planned: &Planned) -> Status {

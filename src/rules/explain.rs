@@ -7,7 +7,7 @@ use super::key::{self, EntriesText};
 use super::plan::{self, Group, Moment, Plan, PlanError, PlanSettings};
 use super::precedence;
 use super::request::{Descriptor, Entry, Request};
-use super::subject::{self, Records, SubjectRecord};
+use super::subject::{Records, SubjectRecord};
 use super::tier::{self, TierSource};
 use super::tree::{Match, Trace};
 use super::{Domain, RuleId};
@@ -86,7 +86,7 @@ pub fn explain<'d, 'r>(
             entries,
             trace,
             counted: parts.map(|part| part.value.into()).collect(),
-            subject: subject_of(domain, descriptor, of_descriptor.as_ref()),
+            subject: precedence::subject_part(domain, descriptor, of_descriptor.as_ref()).map(key::subject).unwrap_or_default(),
             record: known.get(place).cloned().flatten(),
             replaced_by: rule.and_then(|rule| replaced_by(domain, &found, rule)),
             tier: rule.and_then(|rule| tier_reason(domain, &by_network, descriptor, rule, records)),
@@ -103,14 +103,14 @@ pub fn question(group: &Group) -> Group {
     let mut asked = Group { refused: true, ..group.clone() };
     for check in &mut asked.checks {
         check.charge = Charge::Admitted;
+        if check.limit.algorithm() == Algorithm::Penalty {
+            (check.operation, check.owner) = (Operation::Look, NOBODY);
+            continue;
+        }
         check.operation = match check.operation {
-            _ if check.limit.algorithm() == Algorithm::Penalty => Operation::Look,
             Operation::Report | Operation::Take => Operation::Take,
             Operation::Refund | Operation::Look => Operation::Look,
         };
-        if check.limit.algorithm() == Algorithm::Penalty {
-            check.owner = NOBODY;
-        }
     }
     asked
 }
@@ -121,17 +121,6 @@ pub fn delay(check: &Check, outcome: &Outcome) -> Micros {
         Outcome::Allowed { reset_after, .. } if check.limit.algorithm() == Algorithm::LeakyBucket && check.cost > 0 => reset_after,
         _ => 0,
     }
-}
-
-fn subject_of(domain: &Domain, descriptor: &Descriptor<'_>, found: Option<&Match<'_>>) -> EntriesText {
-    let part = match found {
-        Some(found) => found.parts.get(precedence::subject_place(domain, found.parts.iter().map(|part| part.key))).copied(),
-        None => {
-            let place = precedence::subject_place(domain, descriptor.entries.iter().map(|entry| entry.key));
-            descriptor.entries.get(place).map(|entry| key::Part { key: entry.key, value: entry.value, shared: false })
-        }
-    };
-    part.map(key::subject).unwrap_or_default()
 }
 
 /// The first descriptor whose rule names this one in `replaces`.
@@ -149,14 +138,8 @@ fn tier_reason<'a, 'r>(
     records: &dyn Records,
 ) -> Option<TierReason<'a>> {
     let source = &domain.rule(rule).tiers.as_ref()?.source;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned().into_boxed_str();
-    let named = match source {
-        TierSource::Entry(key) => tier::attribute(request, descriptor, key).map(text),
-        TierSource::Assigned(key) => tier::attribute(request, descriptor, key).and_then(|value| {
-            let name = subject::name(domain.name.as_bytes(), key::Part { key, value, shared: false });
-            records.find(&name)?.tier.clone()
-        }),
-    };
-    let is_known = named.as_deref().is_some_and(|name| domain.plans.tier_named(name.as_bytes()).is_some());
+    let named = tier::name(domain, request, descriptor, source, records);
+    let is_known = named.as_deref().is_some_and(|name| domain.plans.tier_named(name).is_some());
+    let named = named.map(|name| String::from_utf8_lossy(&name).into_owned().into_boxed_str());
     Some(TierReason { source, named, is_known })
 }

@@ -11,7 +11,7 @@ use super::key::{self, Key, Part};
 use super::precedence::{self, Known};
 pub use super::precedence::{Kind, Verdict};
 use super::request::{Descriptor, Entry, LimitOverride, Request};
-use super::subject::{self, Records};
+use super::subject::Records;
 use super::tier::{self, Class, RuleTiers, TierId, TierSource};
 use super::tree::Match;
 use super::{ChargeRule, Domain, Rule, RuleId, RuleLimit, Unit};
@@ -78,6 +78,17 @@ pub enum Source {
     Blocked,
     /// The rule's `block_for`.
     Block,
+}
+
+impl Source {
+    /// The limit that it stands for, of this rule and tier; `None` for blocks.
+    pub fn limit<'a>(self, rule: Option<&'a Rule>, tier: Option<TierId>, overrides: &'a [RuleLimit]) -> Option<&'a RuleLimit> {
+        match self {
+            Source::Rule(number) => rule?.limits_of(tier).get(number),
+            Source::Override(number) | Source::Subject(number) => overrides.get(number),
+            Source::Blocked | Source::Block => None,
+        }
+    }
 }
 
 /// What the settings say about all rules.
@@ -219,27 +230,10 @@ impl<'r> Planner<'_, 'r> {
 
     /// The caller's tier, if it is a known one; and whether it should have been. Nobody has to be assigned one.
     fn named_tier(&self, tiers: &RuleTiers, descriptor: &Descriptor<'r>) -> (Option<TierId>, bool) {
-        let plans = &self.domain.plans;
-        let (named, is_expected) = match &tiers.source {
-            TierSource::Entry(key) => {
-                (tier::attribute(self.request, descriptor, key).and_then(|name| plans.tier_named(name)), true)
-            }
-            TierSource::Assigned(key) => match self.assigned(key, descriptor) {
-                Some(name) => (plans.tier_named(name.as_bytes()), true),
-                None => (None, false),
-            },
-        };
+        let name = tier::name(self.domain, self.request, descriptor, &tiers.source, self.records);
+        let is_expected = name.is_some() || matches!(tiers.source, TierSource::Entry(_));
+        let named = name.and_then(|name| self.domain.plans.tier_named(&name));
         (named, is_expected && named.is_none())
-    }
-
-    /// The name of the tier that was assigned to the subject that the entry of this key names.
-    fn assigned(&self, key: &[u8], descriptor: &Descriptor<'r>) -> Option<Box<str>> {
-        if self.records.is_empty() {
-            return None;
-        }
-        let value = tier::attribute(self.request, descriptor, key)?;
-        let name = subject::name(self.domain.name.as_bytes(), Part { key, value, shared: false });
-        self.records.find(&name)?.tier.clone()
     }
 
     /// How important the request is: what it says, else what the tier of its first rule by tier says, else the domain's default.

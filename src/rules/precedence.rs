@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::key::Part;
+use super::key::{self, EntriesText, Part};
 use super::plan::{self, PlanError, PlanSettings};
-use super::request::{Descriptor, LimitOverride, Request};
+use super::request::{Descriptor, Entry, LimitOverride, Request};
 use super::subject::{self, Records, SubjectRecord};
 use super::tree::Match;
 use super::{Domain, Rule, RuleId};
@@ -65,16 +65,28 @@ pub(super) fn known(domain: &Domain, request: &Request<'_>, found: &[Option<Matc
         return Known::new();
     }
     let of_descriptor = |(descriptor, found): (&Descriptor<'_>, &Option<Match<'_>>)| {
-        let part = match found {
-            Some(found) => found.parts.get(subject_place(domain, found.parts.iter().map(|part| part.key)))?.to_owned(),
-            None => {
-                let entry = descriptor.entries.get(subject_place(domain, descriptor.entries.iter().map(|entry| entry.key)))?;
-                Part { key: entry.key, value: entry.value, shared: false }
-            }
-        };
+        let part = subject_part(domain, descriptor, found.as_ref())?;
         records.find(&subject::name(domain.name.as_bytes(), part))
     };
     request.descriptors.iter().zip(found).map(of_descriptor).collect()
+}
+
+/// The entry that says who a descriptor is about: as its rule counts it, else as it is.
+pub(super) fn subject_part<'p>(domain: &Domain, descriptor: &'p Descriptor<'_>, found: Option<&'p Match<'_>>) -> Option<Part<'p>> {
+    match found {
+        Some(found) => found.parts.get(subject_place(domain, found.parts.iter().map(|part| part.key))).copied(),
+        None => {
+            let entry = descriptor.entries.get(subject_place(domain, descriptor.entries.iter().map(|entry| entry.key)))?;
+            Some(Part { key: entry.key, value: entry.value, shared: false })
+        }
+    }
+}
+
+/// Whom a descriptor of these entries is about, as it stands in counter keys, whatever rule it has; empty without entries.
+pub fn subject_of(domain: &Domain, entries: &[Entry<'_>]) -> EntriesText {
+    let Some(entry) = entries.get(subject_place(domain, entries.iter().map(|entry| entry.key))) else { return EntriesText::new() };
+    let value = domain.addresses.counted(entry.key, entry.value);
+    key::subject(Part { key: entry.key, value: &value, shared: false })
 }
 
 /// Which entry says who a descriptor is about.

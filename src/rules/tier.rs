@@ -1,13 +1,16 @@
 //! What a plan is made of: named tiers with their limits, weights of requests, and classes of priority.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::RuleLimit;
 use super::calendar::Calendar;
+use super::key::Part;
 use super::request::{Descriptor, Request};
+use super::subject::{self, Records};
+use super::{Domain, RuleLimit};
 use crate::limit::{Cost, Limit};
 
 /// What a domain's plans are made of.
@@ -162,6 +165,27 @@ impl Priority {
     pub fn usable(&self, limit: &Limit, class: Class) -> Limit {
         let share = self.reserve[class as usize];
         if share == 0 { *limit } else { limit.reserved(share, WHOLE) }
+    }
+}
+
+/// What a request's tier is called, whether or not there is such a tier: by its own entry, or as it was assigned to the subject that an
+/// entry names.
+pub(super) fn name<'r>(
+    domain: &Domain,
+    request: &Request<'r>,
+    descriptor: &Descriptor<'r>,
+    source: &TierSource,
+    records: &dyn Records,
+) -> Option<Cow<'r, [u8]>> {
+    match source {
+        TierSource::Entry(key) => attribute(request, descriptor, key).map(Cow::Borrowed),
+        TierSource::Assigned(_) if records.is_empty() => None,
+        TierSource::Assigned(key) => {
+            let value = attribute(request, descriptor, key)?;
+            let subject = subject::name(domain.name.as_bytes(), Part { key, value, shared: false });
+            let name = records.find(&subject)?.tier.clone()?;
+            Some(Cow::Owned(name.into_string().into_bytes()))
+        }
     }
 }
 

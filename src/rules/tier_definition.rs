@@ -49,10 +49,7 @@ impl RuleTiers {
 impl RuleLimit {
     /// A calendar quota, called `<label>/daily` or `<label>/monthly`.
     pub fn quota(quota: Limit, label: &str) -> RuleLimit {
-        let period = match quota.calendar() {
-            Some(Period::Day) => "daily",
-            _ => "monthly",
-        };
+        let period = quota.calendar().unwrap_or(Period::Month).name();
         RuleLimit::new(quota, format!("{label}/{period}"))
     }
 }

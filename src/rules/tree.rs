@@ -87,7 +87,7 @@ fn wildcard_matches(pieces: &[Box<[u8]>], value: &[u8]) -> bool {
     true
 }
 
-fn address(value: &[u8]) -> Option<IpAddr> {
+pub(super) fn address(value: &[u8]) -> Option<IpAddr> {
     std::str::from_utf8(value).ok()?.parse::<IpAddr>().ok().map(|address| address.to_canonical())
 }
 
@@ -120,6 +120,13 @@ struct Branch {
     by_text: HashMap<Box<[u8]>, usize, RandomState>,
     index: PatternIndex,
     any: Option<Box<Node>>,
+}
+
+/// By what a value is found.
+enum By<'t> {
+    Value,
+    Pattern(&'t PatternNode),
+    Key,
 }
 
 #[derive(Clone, Debug)]
@@ -202,15 +209,24 @@ impl Node {
 impl Branch {
     fn find<'a>(&'a self, entry: &Entry<'a>) -> Option<(&'a Node, Part<'a>)> {
         let literal = Part { key: entry.key, value: entry.value, shared: false };
-        if let Some(node) = self.exact.get(entry.value) {
-            return Some((node, literal));
+        let (node, by) = self.step(entry.value)?;
+        let part = match by {
+            By::Pattern(found) if found.shared => Part { value: &found.text, shared: true, ..literal },
+            _ => literal,
+        };
+        Some((node, part))
+    }
+
+    /// What follows a value, and by what it was found.
+    fn step(&self, value: &[u8]) -> Option<(&Node, By<'_>)> {
+        if let Some(node) = self.exact.get(value) {
+            return Some((node, By::Value));
         }
-        if let Some(place) = self.index.first(&self.patterns, entry.value) {
+        if let Some(place) = self.index.first(&self.patterns, value) {
             let found = &self.patterns[place];
-            let part = if found.shared { Part { value: &found.text, shared: true, ..literal } } else { literal };
-            return Some((&found.node, part));
+            return Some((&found.node, By::Pattern(found)));
         }
-        self.any.as_deref().map(|node| (node, literal))
+        self.any.as_deref().map(|node| (node, By::Key))
     }
 }
 

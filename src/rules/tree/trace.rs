@@ -1,6 +1,6 @@
 //! How a descriptor is looked up, entry by entry, for whoever asks why. Of one opinion with [`Node::find`], and slower.
 
-use super::{Branch, Node, Pattern};
+use super::{Branch, By, Node, Pattern};
 use crate::rules::RuleId;
 use crate::rules::request::Entry;
 
@@ -60,7 +60,11 @@ impl Node {
                 break;
             };
             node = next;
-            found.push(by);
+            found.push(match by {
+                By::Value => Found::Value,
+                By::Pattern(found) => Found::Pattern { pattern: &found.pattern, text: &found.text },
+                By::Key => Found::Key,
+            });
         }
         let end = end.unwrap_or_else(|| match node.rule {
             Some(rule) => End::Rule(rule),
@@ -87,17 +91,6 @@ impl Node {
 }
 
 impl Branch {
-    fn step(&self, value: &[u8]) -> Option<(&Node, Found<'_>)> {
-        if let Some(node) = self.exact.get(value) {
-            return Some((node, Found::Value));
-        }
-        if let Some(place) = self.index.first(&self.patterns, value) {
-            let found = &self.patterns[place];
-            return Some((&found.node, Found::Pattern { pattern: &found.pattern, text: &found.text }));
-        }
-        self.any.as_deref().map(|node| (node, Found::Key))
-    }
-
     fn known_values(&self) -> Vec<&[u8]> {
         let mut known: Vec<&[u8]> = self.exact.keys().map(|value| &**value).collect();
         known.sort_unstable();
