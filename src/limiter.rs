@@ -1,6 +1,7 @@
 //! One decision from end to end: look up, plan, ask the store, decide. Total: whatever the caller sends and whatever the
 //! store does, there is an answer, by the deadline.
 
+mod prepared;
 pub mod reservations;
 mod tallies;
 
@@ -15,16 +16,17 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::limit::{Algorithm, Micros, Mode, Operation, Outcome, RetryAfter, SECOND};
-use crate::rules::decision::{self, Code, Decision, Degraded};
-use crate::rules::plan::{self, Moment, Plan, PlanSettings, Planned};
+use self::prepared::{Prepared, Undecided};
+use crate::limit::{Algorithm, Mode, Operation, Outcome, RetryAfter, SECOND};
+use crate::rules::decision::{Code, Decision, Degraded};
+use crate::rules::plan::{Plan, PlanSettings, Planned};
 use crate::rules::request::Request;
 use crate::rules::subject::Switch;
 use crate::rules::{Domain, OnStoreFailure, Rule, RuleLimit, RuleSet};
 use crate::store::history::{History, Recorder};
 use crate::store::memory::MemoryStore;
 use crate::store::records::{Record, RecordName, RecordView, Subscriber};
-use crate::store::{Group, Outcomes, Store, StoreError, Wait};
+use crate::store::{Group, Outcomes, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::rule_counters::{DomainCounters, RuleOutcome};
 
@@ -95,10 +97,6 @@ pub struct Decided {
 }
 
 impl Decided {
-    fn unlimited(request: &Request<'_>, loaded: Option<(Held, usize)>) -> Decided {
-        Decided { decision: unlimited(request), loaded, switched: false, overrides: Vec::new() }
-    }
-
     /// `None`: an unknown domain.
     pub fn domain(&self) -> Option<&Domain> {
         self.loaded().map(|loaded| &*loaded.domain)
@@ -107,17 +105,22 @@ impl Decided {
     fn loaded(&self) -> Option<&LoadedDomain> {
         self.loaded.as_ref().map(|(held, place)| &held.domains[*place])
     }
+
+    /// Waits until it is time to answer.
+    async fn hold(&self) {
+        if self.decision.hold > 0 {
+            Box::pin(tokio::time::sleep(Duration::from_micros(self.decision.hold))).await;
+        }
+    }
 }
 
-/// A request while the store is asked.
-struct Asked {
-    plan: Plan,
-    held: Held,
-    place: usize,
-    /// Whether everything is only watched.
-    shadow: bool,
-    now: Micros,
-    wait: Wait,
+impl From<Undecided> for Answer {
+    fn from(undecided: Undecided) -> Answer {
+        match undecided {
+            Undecided::Invalid(reason) => Answer::Invalid(reason),
+            Undecided::Unavailable(reason) => Answer::Unavailable(reason),
+        }
+    }
 }
 
 /// Rules in force, each domain with what its decisions are counted by.
@@ -242,79 +245,41 @@ impl<S: Store> Limiter<S> {
     // All but the waiting is in functions of their own: what they work with is no part of the future, which is as large as a
     // call under way is.
     pub async fn decide(&self, request: &Request<'_>, arrival: Instant, patience: Option<Duration>) -> Answer {
-        let mut asked = match self.plan(request, arrival, patience) {
-            Ok(asked) => asked,
-            Err(answer) => {
+        let mut prepared = match self.prepare(request, patience) {
+            Ok(prepared) => prepared,
+            Err(undecided) => {
+                let answer = Answer::from(undecided);
                 self.count(&answer);
                 return answer;
             }
         };
-        let outcomes = match asked.plan.group.checks.is_empty() {
-            true => Ok(Outcomes::new()),
-            false => self.store.apply(&asked.plan.group, asked.wait).await,
+        self.count_unknown_tiers(&prepared);
+        let outcomes = match &prepared.plan {
+            Some(plan) if !plan.group.checks.is_empty() => self.store.apply(&plan.group, self.wait(arrival, patience)).await,
+            _ => Ok(Outcomes::new()),
         };
-        let answer = self.conclude(request, &mut asked, outcomes);
-        if let Answer::Decided(decided) = &answer
-            && decided.decision.hold > 0
-        {
-            Box::pin(tokio::time::sleep(Duration::from_micros(decided.decision.hold))).await;
+        let answer = self.conclude(request, &mut prepared, outcomes);
+        if let Answer::Decided(decided) = &answer {
+            decided.hold().await;
         }
         self.count(&answer);
         answer
     }
 
-    /// What is to be asked of the store; or the answer, if that is known without.
-    fn plan(&self, request: &Request<'_>, arrival: Instant, patience: Option<Duration>) -> Result<Asked, Answer> {
-        well_formed(request).map_err(Answer::Invalid)?;
-        let held = self.held();
-        if held.rules.revision == 0 {
-            return Err(Answer::Unavailable("no rate limit configuration loaded".to_owned()));
-        }
-        let Some(&place) = held.places.get(request.domain) else {
-            return Err(Answer::Decided(Box::new(Decided::unlimited(request, None))));
-        };
-        let mut settings = self.shared.settings;
-        match self.shared.records.switch(request.domain) {
-            Switch::Off => {}
-            Switch::AllowAll => {
-                let loaded = Some((held, place));
-                return Err(Answer::Decided(Box::new(Decided { switched: true, ..Decided::unlimited(request, loaded) })));
-            }
-            Switch::ShadowAll => settings.plan.shadow = true,
-        }
-        let usable = patience.map(|patience| patience.saturating_sub(RETURN_TIME));
-        let usable_micros = usable.map(|usable| u64::try_from(usable.as_micros()).unwrap_or(u64::MAX));
-        let moment = Moment { now: self.shared.local.clock().now(), patience: usable_micros };
-        let domain = &*held.domains[place].domain;
-        let plan = plan::plan(domain, request, settings.plan, moment, &self.shared.records)
-            .map_err(|problem| Answer::Invalid(problem.to_string()))?;
-        if plan.unknown_tiers > 0 {
-            self.shared.metrics.unknown_tiers.inc_by(plan.unknown_tiers as u64);
-        }
-        let timeout = usable.map_or(settings.store_timeout, |usable| usable.min(settings.store_timeout));
-        let wait = Wait { asked: Instant::now(), deadline: arrival + timeout };
-        Ok(Asked { plan, held, place, shadow: settings.plan.shadow, now: moment.now, wait })
-    }
-
-    /// Puts what the store said into an answer. Takes the overrides out of the plan.
-    fn conclude(&self, request: &Request<'_>, asked: &mut Asked, outcomes: Result<Outcomes, StoreError>) -> Answer {
-        let Asked { plan, held, place, shadow, now, .. } = asked;
-        let domain = &*held.domains[*place].domain;
-        let (outcomes, degraded) = match outcomes {
-            Ok(outcomes) => (outcomes, None),
+    /// Puts what the store said into an answer.
+    fn conclude(&self, request: &Request<'_>, prepared: &mut Prepared, outcomes: Result<Outcomes, StoreError>) -> Answer {
+        let decision = match outcomes {
+            Ok(outcomes) => prepared.decision(request, &outcomes),
             Err(error @ StoreError::TooLarge(_)) => return Answer::Invalid(error.to_string()),
-            Err(error) => match self.without_store(domain, plan, &error) {
-                Ok((outcomes, by)) => (outcomes, Some(by)),
+            Err(error) => match self.decide_without_store(request, prepared, &error) {
+                Ok(decision) => decision,
                 Err(reason) => return Answer::Unavailable(reason),
             },
         };
-        let mut decision = decision::decide(domain, plan, &outcomes, *shadow);
-        decision.degraded = degraded;
-        if self.shared.history.is_kept() && !domain.subject.is_empty() {
-            tallies::record(&self.recorder, domain, request, plan, &decision, *now);
+        if let Some((domain, plan)) = self.remembered(prepared) {
+            tallies::record(&self.recorder, domain, request, plan, &decision, prepared.now);
         }
-        let overrides = std::mem::take(&mut plan.overrides);
-        Answer::Decided(Box::new(Decided { decision, loaded: Some((held.clone(), *place)), switched: false, overrides }))
+        Answer::Decided(prepared.decided(decision))
     }
 
     fn held(&self) -> Held {
@@ -336,6 +301,13 @@ impl<S: Store> Limiter<S> {
             Answer::Unavailable(_) => {
                 metrics.errors.unavailable.inc();
             }
+        }
+    }
+
+    fn count_unknown_tiers(&self, prepared: &Prepared) {
+        let unknown = prepared.plan.as_ref().map_or(0, |plan| plan.unknown_tiers);
+        if unknown > 0 {
+            self.shared.metrics.unknown_tiers.inc_by(unknown as u64);
         }
     }
 
@@ -375,6 +347,15 @@ impl<S: Store> Limiter<S> {
                 metrics.degraded.local.inc();
             }
         }
+    }
+
+    /// What `on_store_failure` says.
+    fn decide_without_store(&self, request: &Request<'_>, prepared: &Prepared, error: &StoreError) -> Result<Decision, String> {
+        let (outcomes, by) = match prepared.planned() {
+            Some((domain, plan)) => self.without_store(domain, plan, error)?,
+            None => (Outcomes::new(), Degraded::Allow),
+        };
+        Ok(Decision { degraded: Some(by), ..prepared.decision(request, &outcomes) })
     }
 
     /// What the rules say for a store that gives no answer: a `deny` refuses whatever the others say; else one `error`
@@ -431,34 +412,4 @@ impl<S: Store> Limiter<S> {
 
 fn on_store_failure(domain: &Domain, planned: &Planned) -> OnStoreFailure {
     planned.rule.map_or(domain.on_store_failure, |rule| domain.rule(rule).on_store_failure)
-}
-
-fn well_formed(request: &Request<'_>) -> Result<(), String> {
-    if request.domain.is_empty() {
-        return Err("rate limit domain must not be empty".to_owned());
-    }
-    if request.descriptors.is_empty() {
-        return Err("rate limit descriptor list must not be empty".to_owned());
-    }
-    if request.descriptors.len() > MAX_DESCRIPTORS {
-        let count = request.descriptors.len();
-        return Err(format!("{count} descriptors in one request; at most {MAX_DESCRIPTORS} are decided together"));
-    }
-    Ok(())
-}
-
-/// Every descriptor OK, without a limit: for an unknown domain, and when everything is allowed.
-fn unlimited(request: &Request<'_>) -> Decision {
-    let status = decision::Status {
-        code: Code::Ok,
-        rule: None,
-        tier: None,
-        shadowed: false,
-        unlimited: false,
-        limits: SmallVec::new(),
-        shown: None,
-        cost: 0,
-    };
-    let statuses = SmallVec::from_elem(status, request.descriptors.len());
-    Decision { code: Code::Ok, statuses, limited_by: None, delay: 0, hold: 0, degraded: None }
 }

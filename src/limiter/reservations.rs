@@ -7,18 +7,18 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::{Decided, Held, Limiter, RETURN_TIME, tallies, unlimited, well_formed};
+use super::prepared::{Prepared, Undecided, unlimited};
+use super::{Decided, Limiter, tallies};
 use crate::limit::reservation::{Gate, Reservation};
 use crate::limit::{Check, Cost, Micros, Outcome};
-use crate::rules::decision::{self, Code, Decision, Degraded};
+use crate::rules::decision::{Code, Decision};
 use crate::rules::key::{self, Key, Part};
-use crate::rules::plan::{self, Group, Moment, Plan};
+use crate::rules::plan::Group;
 use crate::rules::request::Request;
 use crate::rules::reservation::{self, MAX_MEMO, Memo};
-use crate::rules::subject::Switch;
 use crate::rules::{Domain, precedence};
+use crate::store::StoreError;
 use crate::store::reservations::{Gated, Kept, Passed, ReservationStore};
-use crate::store::{StoreError, Wait};
 
 /// How often a reservation is looked at anew that was another one a moment before: it expires once in its time to live, which is
 /// longer than all attempts.
@@ -87,43 +87,21 @@ pub enum Problem {
     Unavailable(String),
 }
 
+impl From<Undecided> for Problem {
+    fn from(undecided: Undecided) -> Problem {
+        match undecided {
+            Undecided::Invalid(reason) => Problem::Invalid(reason),
+            Undecided::Unavailable(reason) => Problem::Unavailable(reason),
+        }
+    }
+}
+
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         match error {
             StoreError::TooLarge(_) => Problem::Invalid(error.to_string()),
             _ => Problem::Unavailable(error.to_string()),
         }
-    }
-}
-
-/// A request by the rules in force, for one hit. Without a domain, or while everything is allowed, there is no plan.
-struct Prepared {
-    loaded: Option<(Held, usize)>,
-    plan: Option<Plan>,
-    shadow: bool,
-    now: Micros,
-}
-
-impl Prepared {
-    fn domain(&self) -> Option<&Domain> {
-        self.loaded.as_ref().map(|(held, place)| &*held.domains[*place].domain)
-    }
-
-    fn group(&self) -> Group {
-        self.plan.as_ref().map(|plan| plan.group.clone()).unwrap_or_default()
-    }
-
-    fn decision(&self, request: &Request<'_>, outcomes: &[Outcome]) -> Decision {
-        match (self.domain(), &self.plan) {
-            (Some(domain), Some(plan)) => decision::decide(domain, plan, outcomes, self.shadow),
-            _ => unlimited(request),
-        }
-    }
-
-    fn decided(self, decision: Decision) -> Box<Decided> {
-        let switched = self.loaded.is_some() && self.plan.is_none();
-        let overrides = self.plan.map(|plan| plan.overrides).unwrap_or_default();
-        Box::new(Decided { decision, loaded: self.loaded, switched, overrides })
     }
 }
 
@@ -141,11 +119,10 @@ impl<S: ReservationStore> Limiter<S> {
     }
 
     async fn try_reserve(&self, order: &Order<'_, '_>, key_prefix: &str, arrival: Arrival) -> Result<Reserved, Problem> {
-        well_formed(order.request).map_err(Problem::Invalid)?;
-        let mut prepared = self.prepare(order.request, arrival)?;
-        let of_one = prepared.group();
+        let mut prepared = self.prepare(order.request, arrival.patience)?;
+        self.count_unknown_tiers(&prepared);
+        let of_one = group(&prepared);
         if let Some(plan) = &mut prepared.plan {
-            self.shared.metrics.unknown_tiers.inc_by(plan.unknown_tiers as u64);
             reservation::of_estimate(plan, order.estimate);
         }
         let key = key_of(prepared.domain(), order, key_prefix);
@@ -154,16 +131,16 @@ impl<S: ReservationStore> Limiter<S> {
         }
         let memo: Arc<[u8]> = Memo::encode(order.request, &of_one).ok_or_else(too_much_to_keep)?.into();
         let gate = Gate::Reserve { estimate: order.estimate, ttl: order.ttl };
-        let gated = Gated { key, gate, memo, group: prepared.group() };
+        let gated = Gated { key, gate, memo, group: group(&prepared) };
         for _ in 0..ATTEMPTS {
-            match self.store.pass(&gated, self.wait(arrival)).await {
+            match self.store.pass(&gated, self.wait(arrival.at, arrival.patience)).await {
                 Ok(Passed::Decided { outcomes, expires }) => {
                     let id = || reservation::shown(&gated.key, key_prefix);
                     let named = expires.map(|expires| Named { id: id(), expires: Some(expires) });
                     return Ok(self.made(order, prepared, &outcomes, named).await);
                 }
                 Ok(Passed::Shut { .. }) => {
-                    let Some(kept) = self.store.kept(&gated.key, self.wait(arrival)).await? else { continue };
+                    let Some(kept) = self.store.kept(&gated.key, self.wait(arrival.at, arrival.patience)).await? else { continue };
                     let id = reservation::shown(&gated.key, key_prefix);
                     return self.repeated(order, prepared, &of_one, &kept, id);
                 }
@@ -186,40 +163,15 @@ impl<S: ReservationStore> Limiter<S> {
         key_prefix: &str,
         arrival: Arrival,
     ) -> Result<Reserved, Problem> {
-        match self.store.kept(key, self.wait(arrival)).await {
+        match self.store.kept(key, self.wait(arrival.at, arrival.patience)).await {
             Ok(Some(kept)) => self.repeated(order, prepared, &Group::default(), &kept, reservation::shown(key, key_prefix)),
             Ok(None) => {
                 let named = Named { id: reservation::unlimited(order.estimate), expires: None };
-                let is_refused = prepared.group().refused;
+                let is_refused = group(&prepared).refused;
                 Ok(self.made(order, prepared, &[], (!is_refused).then_some(named)).await)
             }
             Err(error) => self.reserve_without_store(order, prepared, &error).await,
         }
-    }
-
-    /// Plans a request for one hit.
-    fn prepare(&self, request: &Request<'_>, arrival: Arrival) -> Result<Prepared, Problem> {
-        let held = self.held();
-        if held.rules.revision == 0 {
-            return Err(Problem::Unavailable("no rate limit configuration loaded".to_owned()));
-        }
-        let now = self.shared.local.clock().now();
-        let Some(&place) = held.places.get(request.domain) else {
-            return Ok(Prepared { loaded: None, plan: None, shadow: false, now });
-        };
-        let mut settings = self.shared.settings.plan;
-        let switch = self.shared.records.switch(request.domain);
-        settings.shadow |= switch == Switch::ShadowAll;
-        let mut prepared = Prepared { loaded: None, plan: None, shadow: settings.shadow, now };
-        if switch != Switch::AllowAll {
-            let usable = arrival.patience.map(|patience| patience.saturating_sub(RETURN_TIME));
-            let patience = usable.map(|usable| u64::try_from(usable.as_micros()).unwrap_or(u64::MAX));
-            let moment = Moment { now, patience };
-            let plan = plan::plan(&held.domains[place].domain, request, settings, moment, &self.shared.records);
-            prepared.plan = Some(plan.map_err(|problem| Problem::Invalid(problem.to_string()))?);
-        }
-        prepared.loaded = Some((held, place));
-        Ok(prepared)
     }
 
     /// The answer to a request that the store has decided.
@@ -227,7 +179,7 @@ impl<S: ReservationStore> Limiter<S> {
         let decision = prepared.decision(order.request, outcomes);
         let metrics = &self.shared.metrics.reservations;
         if reservation.is_some() { &metrics.made } else { &metrics.refused }.inc();
-        if let (Some(domain), Some(plan), true) = (prepared.domain(), &prepared.plan, self.keeps_history(&prepared)) {
+        if let Some((domain, plan)) = self.remembered(&prepared) {
             let is_allowed = decision.code == Code::Ok;
             match &reservation {
                 // Its commit will not know who it was.
@@ -237,9 +189,13 @@ impl<S: ReservationStore> Limiter<S> {
                 _ => tallies::record_reserved(&self.recorder, domain, order.request, plan, is_allowed, prepared.now),
             }
         }
+        self.tell(prepared, decision, reservation).await
+    }
+
+    async fn tell(&self, mut prepared: Prepared, decision: Decision, reservation: Option<Named>) -> Reserved {
         let decided = prepared.decided(decision);
         self.count_decided(&decided);
-        hold(&decided).await;
+        decided.hold().await;
         Reserved { decided, reservation }
     }
 
@@ -247,7 +203,7 @@ impl<S: ReservationStore> Limiter<S> {
     fn repeated(
         &self,
         order: &Order<'_, '_>,
-        prepared: Prepared,
+        mut prepared: Prepared,
         of_one: &Group,
         kept: &Kept,
         id: String,
@@ -274,21 +230,11 @@ impl<S: ReservationStore> Limiter<S> {
         prepared: Prepared,
         error: &StoreError,
     ) -> Result<Reserved, Problem> {
-        let (mut decision, degraded) = match (prepared.domain(), &prepared.plan) {
-            (Some(domain), Some(plan)) => {
-                let (outcomes, by) = self.without_store(domain, plan, error).map_err(Problem::Unavailable)?;
-                (decision::decide(domain, plan, &outcomes, prepared.shadow), by)
-            }
-            _ => (unlimited(order.request), Degraded::Allow),
-        };
-        decision.degraded = Some(degraded);
-        if let (Some(domain), Some(plan), true) = (prepared.domain(), &prepared.plan, self.keeps_history(&prepared)) {
+        let decision = self.decide_without_store(order.request, &prepared, error).map_err(Problem::Unavailable)?;
+        if let Some((domain, plan)) = self.remembered(&prepared) {
             tallies::record(&self.recorder, domain, order.request, plan, &decision, prepared.now);
         }
-        let decided = prepared.decided(decision);
-        self.count_decided(&decided);
-        hold(&decided).await;
-        Ok(Reserved { decided, reservation: None })
+        Ok(self.tell(prepared, decision, None).await)
     }
 
     /// Says the true number of a reservation.
@@ -311,18 +257,18 @@ impl<S: ReservationStore> Limiter<S> {
         let key = reservation::key_named(id, key_prefix);
         let key = key.ok_or_else(|| Problem::Invalid("id: it is none that Reserve has answered".to_owned()))?;
         for _ in 0..ATTEMPTS {
-            let kept = self.store.kept(&key, self.wait(arrival)).await?.ok_or(Problem::Absent)?;
+            let kept = self.store.kept(&key, self.wait(arrival.at, arrival.patience)).await?.ok_or(Problem::Absent)?;
             let Reservation { estimate, made, actual: first, .. } = kept.reservation;
             if let Some(first) = first {
                 return self.committed_before(estimate, first, actual);
             }
             let memo = Memo::decode(&kept.memo).ok_or_else(not_ours)?;
             // A request that can be planned no more has the limits that it had.
-            let mut current = self.prepare(&memo.request, arrival).ok();
-            let limits = current.as_ref().map(Prepared::group).unwrap_or_default();
+            let mut current = self.prepare(&memo.request, arrival.patience).ok();
+            let limits = current.as_ref().map(group).unwrap_or_default();
             let group = reservation::difference(&memo, &kept.outcomes, estimate, actual, &limits);
             let gated = Gated { key: key.clone(), gate: Gate::Commit { actual, made }, memo: Arc::default(), group };
-            match self.store.pass(&gated, self.wait(arrival)).await? {
+            match self.store.pass(&gated, self.wait(arrival.at, arrival.patience)).await? {
                 Passed::Decided { .. } => {
                     self.shared.metrics.reservations.committed.inc();
                     self.record_committed(&memo.request, current.as_mut(), actual);
@@ -345,17 +291,13 @@ impl<S: ReservationStore> Limiter<S> {
     }
 
     fn record_committed(&self, request: &Request<'_>, current: Option<&mut Prepared>, actual: Cost) {
-        let Some(prepared) = current.filter(|prepared| self.keeps_history(prepared)) else { return };
+        let Some(prepared) = current else { return };
         if let Some(plan) = &mut prepared.plan {
             reservation::of_estimate(plan, actual);
         }
-        if let (Some(domain), Some(plan)) = (prepared.domain(), &prepared.plan) {
+        if let Some((domain, plan)) = self.remembered(prepared) {
             tallies::record_committed(&self.recorder, domain, request, plan, prepared.now);
         }
-    }
-
-    fn keeps_history(&self, prepared: &Prepared) -> bool {
-        self.shared.history.is_kept() && prepared.domain().is_some_and(|domain| !domain.subject.is_empty())
     }
 
     fn count_problem(&self, problem: &Problem) {
@@ -366,23 +308,11 @@ impl<S: ReservationStore> Limiter<S> {
             Problem::Absent => metrics.reservations.absent.inc(),
         };
     }
-
-    fn wait(&self, arrival: Arrival) -> Wait {
-        wait(arrival, self.shared.settings.store_timeout)
-    }
 }
 
-/// How long the store may take for what is left of a call: all that it is asked is done within one store timeout of its arrival.
-fn wait(arrival: Arrival, store_timeout: Duration) -> Wait {
-    let usable = arrival.patience.map(|patience| patience.saturating_sub(RETURN_TIME));
-    let timeout = usable.map_or(store_timeout, |usable| usable.min(store_timeout));
-    Wait { asked: Instant::now(), deadline: arrival.at + timeout }
-}
-
-async fn hold(decided: &Decided) {
-    if decided.decision.hold > 0 {
-        tokio::time::sleep(Duration::from_micros(decided.decision.hold)).await;
-    }
+/// What the store is asked; as planned, that is for one hit.
+fn group(prepared: &Prepared) -> Group {
+    prepared.plan.as_ref().map(|plan| plan.group.clone()).unwrap_or_default()
 }
 
 /// By the subject of the first descriptor as it was asked, whatever limits it: a call that is repeated finds it after a reload or
@@ -415,24 +345,4 @@ fn too_much_to_keep() -> Problem {
 
 fn not_ours() -> Problem {
     Problem::Unavailable("what is kept under the reservation's name is none of ours".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn all_that_the_store_is_asked_has_one_timeout() {
-        const TIMEOUT: Duration = Duration::from_millis(100);
-        let longest = Some(Duration::from_secs(9));
-        let impatient = Some(Duration::from_millis(30) + RETURN_TIME);
-        for (patience, expected) in [(None, 100), (longest, 100), (impatient, 30), (Some(Duration::ZERO), 0)] {
-            for passed in [0, 70, 700] {
-                let at = Instant::now() - Duration::from_millis(passed);
-                let left = wait(Arrival { at, patience }, TIMEOUT);
-                assert_eq!(left.deadline, at + Duration::from_millis(expected), "asked after {passed} ms");
-                assert!(left.asked >= at + Duration::from_millis(passed));
-            }
-        }
-    }
 }
