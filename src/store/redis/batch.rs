@@ -2,11 +2,9 @@
 //! next call, so batches grow with load and nobody waits for a timer.
 
 use std::collections::VecDeque;
-use std::hash::BuildHasher;
 use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use deadpool::managed::Object;
 use deadpool_redis::redis::{Cmd, RedisError, ServerErrorKind, Value};
@@ -14,9 +12,9 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::connect::{Connector, Dialer, Link};
-use super::script;
+use super::connect::{Connector, Dialer, Link, Pauses};
 use super::wire::{self, Encoded, Listing};
+use super::{STRANGE, script, unavailable};
 use crate::store::{Clock, Outcomes, StoreError};
 
 /// Requests in the channel, and as many again that were taken off it, wait for the call under way; more than 10 ms of them at full
@@ -26,9 +24,6 @@ pub(super) const MAX_QUEUED: usize = 2_048;
 const MAX_BATCH: usize = 64;
 /// Checks of one call, unless a single request has more.
 const MAX_BATCH_CHECKS: usize = 512;
-/// Between attempts to connect: the first pause, doubled up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A request in the queue. It outlives its caller, who may have stopped waiting.
 pub(super) struct Request {
@@ -103,7 +98,7 @@ impl Lane {
     /// Attempts until there is a connection, or no store any more.
     async fn connect(&mut self) -> ControlFlow<(), Object<Dialer>> {
         let mut down: Option<Arc<str>> = None;
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = Pauses::default();
         loop {
             let connector = self.connector.clone();
             match self.attend(connector.connect(), down.as_ref()).await? {
@@ -117,11 +112,11 @@ impl Lane {
                 }
             }
             let wanted = Arc::clone(&self.wanted);
+            let pause = pauses.next();
             let rest = async {
-                tokio::select! { () = sleep(jittered(pause)) => (), () = wanted.notified() => () }
+                tokio::select! { () = sleep(pause) => (), () = wanted.notified() => () }
             };
             self.attend(rest, down.as_ref()).await?;
-            pause = LONGEST_PAUSE.min(2 * pause);
         }
     }
 
@@ -238,7 +233,7 @@ impl Lane {
         }
         for mut request in self.batch.drain(..) {
             let answer = wire::take_answer(&mut reply, &request.encoded);
-            request.answer(answer.unwrap_or_else(|| Err(StoreError::Unavailable(Arc::from("a reply that is none of the script")))));
+            request.answer(answer.unwrap_or_else(|| Err(unavailable(STRANGE))));
         }
     }
 
@@ -278,12 +273,6 @@ pub(super) async fn evaluate(link: &mut Link, command: &Cmd) -> Result<Vec<u8>, 
     }
     match reply.extract_error()? {
         Value::BulkString(reply) => Ok(reply),
-        _ => Err(Failure { reason: Arc::from("a reply that is none of the script"), is_lost: true }),
+        _ => Err(Failure { reason: Arc::from(STRANGE), is_lost: true }),
     }
-}
-
-/// Between half of a pause and all of it, so that threads and replicas do not come back at one instant.
-fn jittered(pause: Duration) -> Duration {
-    let random = foldhash::fast::RandomState::default().hash_one(()) % 1_000;
-    pause / 2 + pause * u32::try_from(random).expect("less than a thousand") / 2_000
 }

@@ -1,6 +1,7 @@
 //! Connections to one Redis server: TCP, TLS or unix socket, ready when the script is loaded. A pool bounds and makes them; a
 //! connection's task lives in the runtime of the thread that asked for it, so a connection is kept or closed, never handed on.
 
+use std::hash::BuildHasher;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +13,7 @@ use deadpool_redis::redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError,
     RedisResult, TlsCertificates, cmd,
 };
+use foldhash::fast::RandomState;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -20,6 +22,9 @@ use super::script;
 
 /// The most connections of a process: one for each server thread, and a few for administration.
 const MAX_CONNECTIONS: usize = 1_024;
+/// Between attempts to connect, at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the counters are kept, and with how much patience. Redis 6.0 or newer (`HELLO 3`, `SET … KEEPTTL`). An ACL user needs
 /// `~<prefix>w1|*` and `+evalsha +eval +script|load +script|exists +mget +exists +get +set +time +zadd +zcard +zremrangebyscore
@@ -118,6 +123,27 @@ impl Link {
     /// Resolves when the server has closed the connection, or it was given up.
     pub(super) fn lost(&self) -> watch::Receiver<bool> {
         self.lost.subscribe()
+    }
+}
+
+/// How long to wait between attempts to connect: twice as long each time, up to a second.
+pub(super) struct Pauses {
+    longest: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Pauses {
+        Pauses { longest: FIRST_PAUSE }
+    }
+}
+
+impl Pauses {
+    /// Between half of a pause and all of it, so that threads and replicas do not come back at one instant.
+    pub(super) fn next(&mut self) -> Duration {
+        let pause = self.longest;
+        self.longest = LONGEST_PAUSE.min(2 * pause);
+        let random = RandomState::default().hash_one(()) % 1_000;
+        pause / 2 + pause * u32::try_from(random).expect("less than a thousand") / 2_000
     }
 }
 

@@ -160,6 +160,7 @@ type Queued = (oneshot::Receiver<Result<Outcomes, StoreError>>, bool);
 
 /// Why there is no answer from a lane that is no more.
 const ENDED: &str = "the connection's task has ended";
+const STRANGE: &str = "a reply that is none of the script";
 
 impl Store for RedisStore {
     async fn apply(&self, group: &Group, wait: Wait) -> Result<Outcomes, StoreError> {

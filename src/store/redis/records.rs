@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use self::follow::{Follower, Position, Status};
 use super::connect::{Connector, Link};
+use super::{STRANGE, unavailable};
 use crate::rules::key::STATE_VERSION;
 use crate::store::StoreError;
 use crate::store::records::{Change, Expected, MAX_PAGE, MAX_RECORDS, RecordName, RecordStore, Subscriber, WriteError};
@@ -194,7 +195,7 @@ impl RecordStore for RedisRecords {
                 drop(timeout(ECHO, status.wait_for(|status| status.position.is_some_and(|seen| seen.has_seen(position)))).await);
                 Ok(())
             }
-            _ => Err(WriteError::Store(StoreError::Unavailable(Arc::from("a reply that is none of the script")))),
+            _ => Err(WriteError::Store(unavailable(STRANGE))),
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use super::batch::Status;
 use super::connect::Link;
 use super::wire::{self, Encoded};
-use super::{ENDED, RedisStore, unavailable};
+use super::{ENDED, RedisStore, STRANGE, unavailable};
 use crate::limit::Outcome;
 use crate::rules::key::Key;
 use crate::store::reservations::{Gated, Kept, Passed, ReservationStore};
@@ -23,7 +23,7 @@ impl ReservationStore for RedisStore {
         let answer = timeout_at(wait.deadline, answer).await.map_err(|_| StoreError::Timeout)?;
         let mut outcomes = answer.unwrap_or_else(|_| Err(unavailable(ENDED)))?;
         if outcomes.is_empty() {
-            return Err(unavailable("a reply that is none of the script"));
+            return Err(unavailable(STRANGE));
         }
         Ok(passed(outcomes.remove(0), outcomes))
     }

@@ -5,7 +5,7 @@ use foldhash::fast::RandomState;
 
 use super::records::RedisRecords;
 use super::wire::{self, Encoded};
-use super::{Clock, batch};
+use super::{Clock, STRANGE, batch, unavailable};
 use crate::rules::key::{self, Key};
 use crate::store::history::Tally;
 use crate::store::subjects::{Day, MAX_COUNTERS, Remembered, SubjectStore};
@@ -47,8 +47,7 @@ impl SubjectStore for RedisSubjects {
         let command = wire::call(std::iter::once(&encoded), &[], self.clock.injected());
         let mut link = self.records.link().await?;
         let reply = batch::evaluate(&mut link, &command).await.map_err(StoreError::from)?;
-        let unavailable = || StoreError::Unavailable("a reply that is none of the script".into());
-        wire::take_answer(&mut &reply[..], &encoded).ok_or_else(unavailable)?
+        wire::take_answer(&mut &reply[..], &encoded).ok_or_else(|| unavailable(STRANGE))?
     }
 
     async fn forget(&self, counters: &[Key]) -> Result<u64, StoreError> {

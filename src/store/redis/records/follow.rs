@@ -13,13 +13,10 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::{Keys, answer, page, texts};
 use crate::store::records::{MAX_PAGE, MAX_RECORDS, Record, RecordName, Subscriber, readable};
-use crate::store::redis::connect::{Connector, Link};
+use crate::store::redis::connect::{Connector, Link, Pauses};
 
 /// How often the feed is looked at: a change is in effect everywhere within this and a round trip.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Between attempts to connect: the first pause, doubled up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A place in the feed: its beginning, in ms since the epoch, and how many changes there were since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,7 +86,7 @@ impl Follower {
     }
 
     async fn follow_forever(&self) {
-        let (mut pause, mut is_told) = (FIRST_PAUSE, false);
+        let (mut pauses, mut is_told) = (Pauses::default(), false);
         loop {
             match self.connector.connect().await {
                 Ok(object) => {
@@ -97,7 +94,7 @@ impl Follower {
                     self.status.send_modify(|status| (status.link, status.obstacle) = (Some(link.clone()), None));
                     let (has_loaded, reason) = self.follow(link).await;
                     if has_loaded {
-                        (pause, is_told) = (FIRST_PAUSE, false);
+                        (pauses, is_told) = (Pauses::default(), false);
                     }
                     if !std::mem::replace(&mut is_told, true) {
                         tracing::warn!(reason, "what operators said is not followed for now; the last known stands");
@@ -107,8 +104,7 @@ impl Follower {
                 }
                 Err(reason) => self.has_failed(reason),
             }
-            tokio::select! { () = sleep(pause) => {}, () = self.wanted.notified() => {} }
-            pause = LONGEST_PAUSE.min(2 * pause);
+            tokio::select! { () = sleep(pauses.next()) => {}, () = self.wanted.notified() => {} }
         }
     }
 
