@@ -62,6 +62,24 @@ pub(super) fn turn(limit: &Limit, at: Micros) -> Timestamp {
     timestamp(edges.min_by_key(|edge| edge.abs_diff(at)).unwrap_or(at))
 }
 
+/// What sort of limit it is.
+pub(super) fn kind(limit: &Limit) -> &'static str {
+    match (limit.algorithm(), limit.calendar()) {
+        (Algorithm::Penalty, _) => "block",
+        (_, Some(period)) => period.name(),
+        _ => "rate",
+    }
+}
+
+/// How long it counts: `1m`, `day`.
+pub(super) fn window(limit: &Limit) -> String {
+    match limit.calendar() {
+        Some(Period::Day) => "day".to_owned(),
+        Some(Period::Month) => "month".to_owned(),
+        None => key::duration(limit.window()),
+    }
+}
+
 pub(super) fn subject(domain: &str, subject: &[u8], record: &SubjectRecord) -> proto::Subject {
     proto::Subject {
         domain: domain.to_owned(),

@@ -10,7 +10,7 @@ use super::calls::{self, DESCRIPTOR_SET, SERVICE};
 use super::convert;
 use super::operations::{Operations, OperatorStore, Problem};
 use super::proto::weir::admin::v1 as proto;
-use crate::limit::{Algorithm, Check, Limit, Micros, Mode, Outcome, Period, RetryAfter};
+use crate::limit::{Algorithm, Check, Micros, Mode, Outcome, RetryAfter};
 use crate::limiter::MAX_DESCRIPTORS;
 use crate::rules::decision::{self, Code, Decision, Status};
 use crate::rules::explain::{self, Explained};
@@ -213,11 +213,11 @@ impl Case<'_, '_> {
         };
         let mut said = proto::ExplainedLimit {
             policy: limit.map_or_else(|| "block".to_owned(), |limit| limit.policy.to_string()),
-            kind: kind_of(&check.limit).to_owned(),
+            kind: convert::kind(&check.limit).to_owned(),
             from: from.to_owned(),
             algorithm: check.limit.algorithm().name().to_owned(),
             requests: check.limit.requests(),
-            window: window(&check.limit),
+            window: convert::window(&check.limit),
             capacity: check.limit.capacity(),
             cost: check.cost,
             outcome: "unknown".to_owned(),
@@ -285,21 +285,5 @@ fn outcome_name(status: Option<&Status>) -> &'static str {
         Some(status) if status.shadowed => "shadow",
         Some(Status { code: Code::OverLimit, .. }) => "over_limit",
         Some(_) => "ok",
-    }
-}
-
-fn kind_of(limit: &Limit) -> &'static str {
-    match (limit.algorithm(), limit.calendar()) {
-        (Algorithm::Penalty, _) => "block",
-        (_, Some(period)) => period.name(),
-        _ => "rate",
-    }
-}
-
-fn window(limit: &Limit) -> String {
-    match limit.calendar() {
-        Some(Period::Day) => "day".to_owned(),
-        Some(Period::Month) => "month".to_owned(),
-        None => key::duration(limit.window()),
     }
 }

@@ -26,8 +26,8 @@ use super::proto::weir::admin::v1::admin_service_server::AdminServiceServer;
 /// The longest body: a thousand large records.
 const MAX_BODY: usize = 32 << 20;
 
-/// The API over HTTP and, with reflection, over gRPC, and `GET /openapi.json`, beside what `others` answer: a path that none of them has is refused in
-/// words. Whoever serves it says where each connection comes from ([`Peer`]).
+/// The API over HTTP and, with reflection, over gRPC, and `GET /openapi.json`, beside what `others` answer: a path that none of
+/// them has is refused in words. Whoever serves it says where each connection comes from ([`Peer`]).
 pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>, others: Router) -> Router {
     let description = openapi::description(&api.pool).to_string();
     let mut router = Router::new()

@@ -241,13 +241,9 @@ fn entries(domain: &Domain, subject: &[u8], counters: &[Key]) -> BTreeSet<Vec<u8
 /// A limit's part in the usage; a block only while it lasts.
 fn shown(used: &Used, group: &Group, outcome: Outcome, now: Micros) -> Option<proto::LimitUsage> {
     let limit = &group.checks[used.check].limit;
-    let kind = match (limit.algorithm(), limit.calendar()) {
-        (Algorithm::Penalty, _) if outcome.is_allowed() => return None,
-        (Algorithm::Penalty, _) => "block",
-        (_, Some(Period::Day)) => "daily",
-        (_, Some(Period::Month)) => "monthly",
-        _ => "rate",
-    };
+    if limit.algorithm() == Algorithm::Penalty && outcome.is_allowed() {
+        return None;
+    }
     let resets_after = match outcome {
         Outcome::Allowed { reset_after, .. } => Some(reset_after),
         Outcome::Denied { retry_after: RetryAfter::In(after), .. } => Some(after),
@@ -259,14 +255,10 @@ fn shown(used: &Used, group: &Group, outcome: Outcome, now: Micros) -> Option<pr
         rule: used.rule.clone(),
         policy: used.policy.clone(),
         entries,
-        kind: kind.to_owned(),
+        kind: convert::kind(limit).to_owned(),
         algorithm: limit.algorithm().name().to_owned(),
         requests: limit.capacity(),
-        window: match limit.calendar() {
-            Some(Period::Day) => "day".to_owned(),
-            Some(Period::Month) => "month".to_owned(),
-            None => key::duration(limit.window()),
-        },
+        window: convert::window(limit),
         used: limit.capacity() - remaining,
         remaining,
         resets_at: resets_after.filter(|&after| after > 0).map(|after| convert::turn(limit, now.saturating_add(after))),

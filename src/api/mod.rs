@@ -1,4 +1,5 @@
-//! What callers speak: Envoy's gRPC service, the same messages as JSON, and reservations. The only place that knows the protocol's types.
+//! What callers speak: Envoy's gRPC service, the same messages as JSON, and reservations. The only place that knows the protocol's
+//! types.
 
 pub mod convert;
 mod decode;

@@ -36,7 +36,8 @@ impl<S: Store> Rls<S> {
     /// Answers a request that came in at `arrival` from a caller that waits for `patience`.
     ///
     /// # Errors
-    /// DEADLINE_EXCEEDED, and nothing counted, for a caller that has gone already; INVALID_ARGUMENT for a message that makes no sense, UNAVAILABLE when nothing can be said.
+    /// DEADLINE_EXCEEDED, and nothing counted, for a caller that has gone already; INVALID_ARGUMENT for a message that makes no sense,
+    /// UNAVAILABLE when nothing can be said.
     pub async fn answer(
         &self,
         request: &Request<'_>,

@@ -14,6 +14,9 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::text;
+use crate::store::records::MAX_PAGE;
+
 /// How long one call may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -42,6 +45,22 @@ impl Client {
         let body = body.map(Value::to_string).unwrap_or_default();
         let answer = self.send(method, path, "application/json", body).await?;
         serde_json::from_slice(&answer).with_context(|| format!("{} answers no JSON", self.authority))
+    }
+
+    /// What the API answers from all pages of a list.
+    ///
+    /// # Errors
+    /// With its reason, when it says no.
+    pub(super) async fn pages(&self, path: &str) -> anyhow::Result<Vec<Value>> {
+        let (mut pages, mut token) = (Vec::new(), String::new());
+        loop {
+            let page = self.call(Method::GET, &format!("{path}?page_size={MAX_PAGE}&page_token={}", escaped(&token)), None).await?;
+            text(&page, "next_page_token").clone_into(&mut token);
+            pages.push(page);
+            if token.is_empty() {
+                return Ok(pages);
+            }
+        }
     }
 
     pub(super) async fn get_text(&self, path: &str, kind: &'static str) -> anyhow::Result<String> {

@@ -105,6 +105,13 @@ fn text<'v>(value: &'v Value, field: &str) -> &'v str {
     value[field].as_str().unwrap_or_default()
 }
 
+/// What holds for a subject as a whole: `tier pro`, `blocked until …`.
+fn standing(subject: &Value) -> impl Iterator<Item = String> {
+    let words = [("tier", "tier"), ("blocked_until", "blocked until"), ("allowed_until", "exempt until")];
+    let said = words.into_iter().map(|(field, words)| (words, text(subject, field)));
+    said.filter(|(_, value)| !value.is_empty()).map(|(words, value)| format!("{words} {value}"))
+}
+
 fn items<'v>(value: &'v Value, field: &str) -> &'v [Value] {
     value[field].as_array().map_or(&[], Vec::as_slice)
 }

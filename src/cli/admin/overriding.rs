@@ -6,9 +6,9 @@ use http::Method;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::client::{Client, escaped};
+use super::client::escaped;
 use super::table::table;
-use super::{Connection, items, text};
+use super::{Connection, items, standing, text};
 use crate::config::parse_duration;
 use crate::store::records;
 
@@ -63,7 +63,8 @@ pub(super) async fn run(args: OverrideArgs) -> anyhow::Result<()> {
     let client = args.connection.client()?;
     let of_domain = format!("/v1/domains/{}/subjects", escaped(&args.domain));
     let Some(subject) = &args.subject else {
-        let subjects = list(&client, &of_domain).await?;
+        let pages = client.pages(&of_domain).await?;
+        let subjects: Vec<&Value> = pages.iter().flat_map(|page| items(page, "subjects")).collect();
         return args.connection.show(&json!({"subjects": subjects}), list_text);
     };
     let path = format!("{of_domain}/{}", escaped(subject));
@@ -144,18 +145,6 @@ fn until(written: &str) -> anyhow::Result<Timestamp> {
     Timestamp::now().checked_add(later).map_err(|_| hint())
 }
 
-async fn list(client: &Client, path: &str) -> anyhow::Result<Vec<Value>> {
-    let (mut subjects, mut token) = (Vec::new(), String::new());
-    loop {
-        let page = client.call(Method::GET, &format!("{path}?page_size=1000&page_token={}", escaped(&token)), None).await?;
-        subjects.extend(items(&page, "subjects").iter().cloned());
-        text(&page, "next_page_token").clone_into(&mut token);
-        if token.is_empty() {
-            return Ok(subjects);
-        }
-    }
-}
-
 fn list_text(list: &Value) -> String {
     let rows: Vec<Vec<String>> = items(list, "subjects")
         .iter()
@@ -175,12 +164,7 @@ pub(super) fn subject_text(subject: &Value) -> String {
 
 /// `tier pro`, `blocked until …`, `per-user: 500/minute`.
 fn sayings(subject: &Value) -> Vec<String> {
-    let words = [("tier", "tier"), ("blocked_until", "blocked until"), ("allowed_until", "exempt until")];
-    let mut sayings: Vec<String> = words
-        .iter()
-        .filter(|(field, _)| !text(subject, field).is_empty())
-        .map(|(field, word)| format!("{word} {}", text(subject, field)))
-        .collect();
+    let mut sayings: Vec<String> = standing(subject).collect();
     if let Some(multiplier) = subject["multiplier"].as_f64() {
         sayings.push(format!("limits × {multiplier}"));
     }

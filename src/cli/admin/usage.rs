@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::client::escaped;
 use super::table::table;
-use super::{Connection, Subject, items, print, text};
+use super::{Connection, Subject, items, print, standing, text};
 
 #[derive(Debug, Args)]
 pub(crate) struct UsageArgs {
@@ -50,11 +50,8 @@ pub(super) async fn run(args: UsageArgs) -> anyhow::Result<()> {
 
 fn usage_text(usage: &Value) -> String {
     let mut said = format!("{} {}", text(usage, "domain"), text(usage, "subject"));
-    for (field, words) in [("tier", "tier"), ("blocked_until", "blocked until"), ("allowed_until", "exempt until")] {
-        match text(usage, field) {
-            "" => {}
-            value => said += &format!(", {words} {value}"),
-        }
+    for saying in standing(usage) {
+        said += &format!(", {saying}");
     }
     let rows: Vec<Vec<String>> = items(usage, "limits")
         .iter()
