@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::to_bytes;
+use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{Query, RawPathParams, Request, State};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
@@ -35,7 +36,10 @@ pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>, others: Router)
     for call in CALLS {
         let filter = MethodFilter::try_from(call.method.clone()).expect("a method of every day");
         let handler =
-            async move |State(api): State<Arc<AdminApi<S>>>, params: RawPathParams, query: Query<Params>, request: Request| {
+            async move |State(api): State<Arc<AdminApi<S>>>, params: PathParams, query: Query<Params>, request: Request| {
+                let Ok(params) = params else {
+                    return problem(StatusCode::BAD_REQUEST, "the path, percent-decoded, is no UTF-8");
+                };
                 let params = params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
                 answer(&api, call, params, query.0, request).await.unwrap_or_else(|failure| failure)
             };
@@ -87,6 +91,7 @@ fn is_of_kind(headers: &HeaderMap, kind: &str) -> bool {
 }
 
 type Params = Vec<(String, String)>;
+type PathParams = Result<RawPathParams, RawPathParamsRejection>;
 
 /// Who calls is asked before anything of the request is read but its path.
 async fn answer<S: OperatorStore>(

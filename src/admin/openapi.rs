@@ -87,6 +87,13 @@ fn operation(pool: &DescriptorPool, call: &Call, messages: &mut BTreeSet<String>
             "503": error("The store does not answer."),
         },
     });
+    if call.role == Role::Change {
+        operation["responses"]["409"] = error("Others changed the same meanwhile; nothing was changed.");
+        operation["responses"]["507"] = error("There are as many records as are kept; nothing was changed.");
+    }
+    if call.method == http::Method::POST {
+        operation["responses"]["415"] = error("The body is not said to be JSON.");
+    }
     if call.name == "GetHistory" {
         operation["responses"]["200"]["content"]["text/csv"] = json!({"schema": {"type": "string"}});
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::client::{call, done, open};
+use crate::support::http;
 
 /// Every `$ref` below a value.
 fn references(value: &Value, found: &mut BTreeSet<String>) {
@@ -56,9 +57,13 @@ async fn every_path_is_served() {
     let description = done(&weir, "GET", "/openapi.json", json!(null)).await;
     for (path, methods) in description["paths"].as_object().expect("paths") {
         let concrete = path.replace("{domain}", "api").replace("{subject}", "user_id=u1").replace("{name}", "pro");
-        for method in methods.as_object().expect("methods").keys() {
-            let answer = call(&weir, &method.to_ascii_uppercase(), &concrete, json!({"no_such_field": 1})).await;
+        for (method, operation) in methods.as_object().expect("methods") {
+            let method = method.to_ascii_uppercase();
+            let answer = call(&weir, &method, &concrete, json!({"no_such_field": 1})).await;
             assert_eq!(answer.status, 400, "{method} {path}: {}", answer.body);
+            let answer = http::send(weir.admin, &method, &concrete, &[("content-type", b"text/plain")], b"?").await;
+            let status = answer.expect("an answer").status;
+            assert!(operation["responses"][status.to_string()].is_object(), "{method} {path}: {status} is not described");
         }
     }
 }

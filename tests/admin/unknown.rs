@@ -45,6 +45,14 @@ async fn another_method_and_another_kind_of_body_are_refused_in_words() {
 }
 
 #[tokio::test]
+async fn a_path_that_is_no_text_is_refused_in_words() {
+    let weir = open().start().await;
+    let answer = call(&weir, "GET", "/v1/domains/%FF/tiers", json!(null)).await;
+    assert_eq!(answer.status, 400, "{answer:?}");
+    assert!(reason(&answer).contains("no UTF-8"), "{answer:?}");
+}
+
+#[tokio::test]
 async fn over_grpc_it_is_unimplemented() {
     let weir = open().start().await;
     let endpoint = Channel::from_shared(format!("http://127.0.0.1:{}", weir.admin)).expect("the address is well-formed");
