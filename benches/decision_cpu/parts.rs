@@ -152,34 +152,37 @@ pub(crate) fn one_core(turns: &Turns) -> Result<()> {
     Ok(())
 }
 
-/// What runs on one core (a server thread, half of the load, Redis) and twice that on two: each core has the same to do.
+/// Two server threads on both cores, under the same load as one thread on one core; and beside half of everything on a single core,
+/// loader and Redis included, so that each core has the same to do.
 pub(crate) fn two_cores(turns: &Turns) -> Result<()> {
-    table::title("Twice the server threads, connections and loading threads on two cores as on one");
-    let single = Servers::start(SERVER_CORE, 1, SERVER_CORE)?;
-    let double = Servers::start(BOTH_CORES, 2, BOTH_CORES)?;
-    let of_single = Load { connections: 2, cores: SERVER_CORE, ..turns.load() };
-    let of_double = Load { threads: 2, cores: BOTH_CORES, ..turns.load() };
-    let (mut one, mut two): (BTreeMap<&str, Numbers>, BTreeMap<&str, Numbers>) = Default::default();
+    table::title("Two server threads on two cores, which the loader and Redis share with them");
+    let one = (Servers::start(SERVER_CORE, 1, LOADER_CORE)?, turns.load());
+    let half = (Servers::start(SERVER_CORE, 1, SERVER_CORE)?, Load { connections: 2, cores: SERVER_CORE, ..turns.load() });
+    let two = (Servers::start(BOTH_CORES, 2, BOTH_CORES)?, Load { threads: 2, cores: BOTH_CORES, ..turns.load() });
+    let mut all: [BTreeMap<&str, Numbers>; 3] = Default::default();
     for _ in 0..turns.rounds {
-        let contenders = single.contenders().into_iter().zip(double.contenders());
-        for (a, b) in contenders.filter(|(a, _)| [EMPTY, MEMORY, REDIS].contains(&a.0) && turns.wants(a.0)) {
-            for (all, (name, server, descriptors, redis), load) in [(&mut one, a, &of_single), (&mut two, b, &of_double)] {
+        for name in [EMPTY, MEMORY, REDIS].into_iter().filter(|name| turns.wants(name)) {
+            for (numbers, (servers, load)) in all.iter_mut().zip([&one, &half, &two]) {
+                let contender = servers.contenders().into_iter().find(|contender| contender.0 == name);
+                let (_, server, descriptors, redis) = contender.expect("it is measured on one core, too");
                 let report = servers::load(server, &Load { descriptors, redis, ..load.clone() })?;
-                all.entry(name).or_default().push(&report);
+                numbers.entry(name).or_default().push(&report);
             }
         }
     }
-    for (name, numbers) in &two {
+    let [one, half, two] = &all;
+    for (name, numbers) in two {
         numbers.print(name);
         number(&format!("{name}: the less busy thread's share"), &numbers.lesser_share, "%");
-        number(&format!("{name}: on one core, server CPU per decision"), &one[name].cpu, "µs");
+        number(&format!("{name}: one thread on one core, server CPU per decision"), &one[name].cpu, "µs");
+        number(&format!("{name}: half of everything on one core, server CPU per decision"), &half[name].cpu, "µs");
     }
     table::title("Against the targets");
-    let dearer = |name: &str| two[name].cpu.ratio(&one[name].cpu);
-    number("empty handler: two cores, times one core", &dearer(EMPTY), "");
-    for name in two.keys().filter(|name| **name != EMPTY) {
-        number(&format!("{name}: two cores, times one core"), &dearer(name), "");
-        target(&format!("{name}: the same, times the empty handler's"), &dearer(name).ratio(&dearer(EMPTY)), "", 1.0);
+    for (name, numbers) in two {
+        number(&format!("{name}: two cores, times half of everything on one"), &numbers.cpu.ratio(&half[name].cpu), "");
+    }
+    for (name, numbers) in two.iter().filter(|(name, _)| **name != EMPTY) {
+        target(&format!("{name}: two cores, times one"), &numbers.cpu.ratio(&one[name].cpu), "", 1.0);
     }
     Ok(())
 }
