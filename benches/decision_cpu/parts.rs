@@ -178,11 +178,13 @@ pub(crate) fn two_cores(turns: &Turns) -> Result<()> {
         number(&format!("{name}: half of everything on one core, server CPU per decision"), &half[name].cpu, "µs");
     }
     table::title("Against the targets");
+    let dearer = |name: &str| two[name].cpu.ratio(&one[name].cpu);
     for (name, numbers) in two {
         number(&format!("{name}: two cores, times half of everything on one"), &numbers.cpu.ratio(&half[name].cpu), "");
+        number(&format!("{name}: two cores, times one"), &dearer(name), "");
     }
-    for (name, numbers) in two.iter().filter(|(name, _)| **name != EMPTY) {
-        target(&format!("{name}: two cores, times one"), &numbers.cpu.ratio(&one[name].cpu), "", 1.0);
+    for name in two.keys().filter(|name| **name != EMPTY) {
+        target(&format!("{name}: the same, times the empty handler's"), &dearer(name).ratio(&dearer(EMPTY)), "", 1.0);
     }
     Ok(())
 }
