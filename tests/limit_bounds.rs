@@ -37,12 +37,13 @@ fn up_to(largest: u64, selector: u64) -> u64 {
 }
 
 fn limits() -> impl Strategy<Value = Limit> {
-    let sizes = (any::<u64>(), any::<u64>());
+    let sizes = (any::<u64>(), any::<u64>(), prop_oneof![Just(0), any::<u64>()]);
     (proptest::sample::select(&Algorithm::OF_RATES[..]), proptest::sample::select(&WINDOWS[..]), sizes).prop_map(
-        |(algorithm, window, (requests, burst))| {
+        |(algorithm, window, (requests, burst, kept))| {
             let requests = up_to(largest_requests(algorithm, window), requests);
             let burst = algorithm.is_bucket().then(|| up_to(largest_burst(algorithm, requests, window), burst));
-            Limit::new(algorithm, requests, window, burst).expect("no larger than the largest")
+            let limit = Limit::new(algorithm, requests, window, burst).expect("no larger than the largest");
+            limit.holding_back(up_to(limit.capacity(), kept))
         },
     )
 }
@@ -142,9 +143,10 @@ proptest! {
     fn a_scaled_limit_is_a_limit(limit in limits(), numerator in any::<u64>(), denominator in 1..=u64::MAX) {
         let scaled = limit.scaled(numerator, denominator);
         let burst = limit.algorithm().is_bucket().then_some(scaled.burst());
-        prop_assert_eq!(Limit::new(limit.algorithm(), scaled.requests(), limit.window(), burst), Ok(scaled));
+        let whole = scaled.holding_back(0);
+        prop_assert_eq!(Limit::new(limit.algorithm(), scaled.requests(), limit.window(), burst), Ok(whole));
         prop_assert_eq!(scaled.shape(), limit.shape());
-        prop_assert!(scaled.requests() >= 1 && scaled.burst() >= 1);
+        prop_assert!(scaled.requests() >= 1 && scaled.burst() >= 1 && scaled.capacity() >= 1);
     }
 
     #[test]

@@ -57,7 +57,8 @@ fn gaps() -> impl Strategy<Value = Gap> {
 }
 
 fn any_limit() -> impl Strategy<Value = Limit> {
-    limits(Algorithm::OF_RATES.to_vec(), 0..30)
+    (limits(Algorithm::OF_RATES.to_vec(), 0..30), prop_oneof![3 => Just(0), 1 => 0..30u64])
+        .prop_map(|(limit, kept)| limit.holding_back(kept))
 }
 
 fn limits(algorithms: Vec<Algorithm>, requests: std::ops::Range<u64>) -> impl Strategy<Value = Limit> {
@@ -424,6 +425,30 @@ proptest! {
         let retry = retry_of(charged.outcome).expect("a cost of 1 fits one day");
         let one = |now| limit.step(charged.next.as_ref(), now, 1, None).outcome.is_allowed();
         prop_assert!(retry > 0 && !one(now + retry - 1) && one(now + retry));
+    }
+
+    /// Who leaves some of a limit to others changes its state like everyone else, and waits until there is room beside what is left.
+    #[test]
+    fn what_is_held_back_is_asked_for_and_nothing_else(history in histories(any_event()), event in any_event(), kept in 0..60u64) {
+        let whole = history.limit.holding_back(0);
+        let (state, now) = history.play();
+        let limit = whole.holding_back(kept);
+        let (cost, changed) = match event {
+            Event::Take(cost) => (cost, limit.step(state.as_ref(), now, cost, None)),
+            Event::Charge(cost) => (cost, limit.charge(state.as_ref(), now, cost, None)),
+            Event::Refund(cost) => (cost, limit.refund(state.as_ref(), now, cost)),
+        };
+        let of_whole = match event {
+            Event::Take(_) if !changed.outcome.is_allowed() => None,
+            Event::Take(_) => whole.step(state.as_ref(), now, cost, None).next,
+            Event::Charge(_) => whole.charge(state.as_ref(), now, cost, None).next,
+            Event::Refund(_) => whole.refund(state.as_ref(), now, cost).next,
+        };
+        prop_assert_eq!(&changed.next, &of_whole);
+        let after = changed.next.or(state);
+        let room = look(&whole, after.as_ref(), now).remaining().saturating_sub(limit.held_back());
+        prop_assert_eq!(look(&limit, after.as_ref(), now).remaining(), room);
+        prop_assert_eq!(admitted_at_once(&limit, &after, now), room);
     }
 
     #[test]

@@ -352,7 +352,11 @@ impl Counter {
             2..=4 => Some(random.below(30).min(largest_burst)),
             _ => None,
         };
-        build(requests, burst).expect("the size is within bounds")
+        let limit = build(requests, burst).expect("the size is within bounds");
+        match random.below(4) {
+            0 => limit.holding_back(random.below(limit.capacity() + 1)),
+            _ => limit,
+        }
     }
 
     /// Whether a state that Redis still keeps says no more than none would. Buckets are deleted in time instead.

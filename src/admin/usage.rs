@@ -210,9 +210,7 @@ impl<S: OperatorStore> Operations<S> {
             let mut check = plan.group.checks[of_rule.check];
             (check.operation, check.cost) = (Operation::Look, 0);
             // All of it, whatever the class that was looked for leaves to others.
-            if let Some(limit) = limit.filter(|limit| limit.limit.calendar().is_none()) {
-                check.limit = limit.limit;
-            }
+            check.limit = check.limit.holding_back(0);
             group.keys.push(key::key(&domain.key_prefix, entries, suffix));
             group.checks.push(check);
             let (rule, policy) = (rule.label().to_owned(), policy.to_owned());

@@ -40,7 +40,7 @@ impl Meter {
     }
 
     fn remaining(&self, limit: &Limit) -> u64 {
-        (limit.burst * limit.period).saturating_sub(self.debt) / limit.period
+        (limit.capacity() * limit.period).saturating_sub(self.debt) / limit.period
     }
 
     fn store(&self, limit: &Limit, now: Micros) -> (State, Micros) {
@@ -52,13 +52,13 @@ impl Meter {
 pub(super) fn step(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost, max_delay: Option<Micros>, leaky: bool) -> Step {
     let mut meter = meter(limit, state, now);
     let remaining = meter.remaining(limit);
-    if cost > limit.burst {
+    if cost > limit.capacity() {
         return denied(remaining, RetryAfter::Never);
     }
     // The debt at which this cost fits: the bucket holds it, and the queue ahead drains in time.
-    let mut fits_at = (limit.burst - cost) * limit.period;
+    let mut fits_at = (limit.capacity() - cost) * limit.period;
     if let Some(max_delay) = max_delay.filter(|_| cost > 0) {
-        fits_at = fits_at.min((max_delay / limit.tick).min(limit.period * limit.burst).saturating_mul(limit.requests));
+        fits_at = fits_at.min((max_delay / limit.tick).min(limit.period * limit.capacity()).saturating_mul(limit.requests));
     }
     if meter.debt > fits_at {
         return denied(remaining, RetryAfter::In(meter.until_paid(limit, now, meter.debt - fits_at)));

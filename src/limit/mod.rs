@@ -113,6 +113,8 @@ pub struct Limit {
     requests: u64,
     window: Micros,
     burst: u64,
+    /// Of the capacity, what is kept free for others.
+    held_back: u64,
     tick: Micros,
     period: u64,
     edges: Edges,
@@ -189,7 +191,7 @@ impl Limit {
         }
         let period = window / tick;
         let burst = burst.unwrap_or(requests);
-        let limit = Limit { algorithm, requests, window, burst, tick, period, edges: [0; 3] };
+        let limit = Limit { algorithm, requests, window, burst, held_back: 0, tick, period, edges: [0; 3] };
         let largest = limit.largest();
         match algorithm {
             Algorithm::SlidingLog if requests > MAX_LOG_REQUESTS => return Err(LimitError::LogTooLarge(requests)),
@@ -213,7 +215,7 @@ impl Limit {
             0 => Err(LimitError::EmptyWindow),
             1..=MAX_WINDOW => {
                 let (algorithm, window, period) = (Algorithm::Penalty, block_for, block_for);
-                Ok(Limit { algorithm, requests: 0, window, burst: 0, tick: 1, period, edges: [0; 3] })
+                Ok(Limit { algorithm, requests: 0, window, burst: 0, held_back: 0, tick: 1, period, edges: [0; 3] })
             }
             _ => Err(LimitError::LongWindow(block_for)),
         }
@@ -224,9 +226,8 @@ impl Limit {
     /// # Errors
     /// As [`Limit::new`]: a number that is too large to count exactly.
     pub fn quota(period: Period, requests: u64) -> Result<Limit, LimitError> {
-        let window = period.window();
-        let limit =
-            Limit { algorithm: Algorithm::Calendar, requests, window, burst: requests, tick: 1, period: window, edges: [0; 3] };
+        let (algorithm, window) = (Algorithm::Calendar, period.window());
+        let limit = Limit { algorithm, requests, window, burst: requests, held_back: 0, tick: 1, period: window, edges: [0; 3] };
         match limit.largest() {
             largest if requests > largest => Err(LimitError::TooLarge { requests, largest }),
             _ => Ok(limit),
@@ -300,9 +301,18 @@ impl Limit {
         Shape { algorithm: self.algorithm, window: self.window }
     }
 
-    /// The largest cost that can ever be admitted.
+    /// The largest cost that can ever be admitted: the burst of a bucket, the requests of any other limit, less what is held back.
     pub fn capacity(&self) -> u64 {
+        self.whole() - self.held_back
+    }
+
+    fn whole(&self) -> u64 {
         if self.algorithm.is_bucket() { self.burst } else { self.requests }
+    }
+
+    /// Of the capacity, what is kept free for others.
+    pub fn held_back(&self) -> u64 {
+        self.held_back
     }
 
     /// No state of this limit matters for longer, in µs.
@@ -329,24 +339,23 @@ impl Limit {
             u64::try_from(scaled).unwrap_or(u64::MAX).clamp(n.min(1), self.largest())
         };
         let scaled = Limit { requests: scale(self.requests), ..*self };
-        Limit { burst: scale(self.burst).min(scaled.largest_burst()), ..scaled }
+        let scaled = Limit { burst: scale(self.burst).min(scaled.largest_burst()), ..scaled };
+        scaled.holding_back(scale(self.held_back))
     }
 
-    /// What is left of the limit when `share / whole` of it is kept free for others: rounded in the caller's favour, at least 1
-    /// where it was at least 1. A bucket keeps its rate; its capacity shrinks.
+    /// The same limit with so much of its capacity kept free for others, of which at least 1 is left where there was 1. It admits
+    /// less; what is counted, given back and owed goes by the whole limit.
+    pub fn holding_back(&self, kept: u64) -> Limit {
+        Limit { held_back: kept.min(self.whole().saturating_sub(1)), ..*self }
+    }
+
+    /// The same limit with `share / whole` of it, rounded down, kept free for others.
     ///
     /// # Panics
     /// When `whole` is 0.
     pub fn reserved(&self, share: u32, whole: u32) -> Limit {
-        let usable = |n: u64| {
-            let kept = u128::from(n) * u128::from(share) / u128::from(whole);
-            n.saturating_sub(u64::try_from(kept).unwrap_or(u64::MAX)).max(n.min(1))
-        };
-        if self.algorithm.is_bucket() {
-            return Limit { burst: usable(self.burst), ..*self };
-        }
-        let requests = usable(self.requests);
-        Limit { requests, burst: requests, ..*self }
+        let kept = u128::from(self.whole()) * u128::from(share) / u128::from(whole);
+        self.holding_back(u64::try_from(kept).unwrap_or(u64::MAX))
     }
 
     /// What a take of `cost` at `now` would do to `state`. Cost 0 is a look: over only when more than the limit is

@@ -50,9 +50,9 @@ impl Counts {
         }
     }
 
-    /// The first tick, counted from `start`, at which `cost` fits; `cost ≤ requests`, and it does not fit now.
+    /// The first tick, counted from `start`, at which `cost` fits; `cost ≤ capacity`, and it does not fit now.
     fn fits_at(&self, limit: &Limit, cost: Cost) -> u64 {
-        let room = limit.requests - cost;
+        let room = limit.capacity() - cost;
         if self.current <= room {
             return limit.period - (room - self.current) * limit.period / self.previous;
         }
@@ -67,10 +67,10 @@ impl Counts {
 
 pub(super) fn step(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost) -> Step {
     let mut counts = counts(limit, state, now);
-    let whole = limit.requests * limit.period;
+    let whole = limit.capacity() * limit.period;
     let used = counts.used(limit);
     let remaining = whole.saturating_sub(used) / limit.period;
-    if cost > limit.requests {
+    if cost > limit.capacity() {
         return denied(remaining, RetryAfter::Never);
     }
     if used + cost * limit.period > whole {

@@ -71,12 +71,13 @@ impl Log {
 
 pub(super) fn step(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost) -> Step {
     let mut log = log(limit, state, now);
-    let remaining = limit.requests.saturating_sub(log.total);
-    if cost > limit.requests {
+    let capacity = limit.capacity();
+    let remaining = capacity.saturating_sub(log.total);
+    if cost > capacity {
         return denied(remaining, RetryAfter::Never);
     }
-    if log.total + cost > limit.requests {
-        let excess = log.total + cost - limit.requests;
+    if log.total + cost > capacity {
+        let excess = log.total + cost - capacity;
         return denied(remaining, RetryAfter::In(log.until_gone(limit, now, excess)));
     }
     if cost == 0 {

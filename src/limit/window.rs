@@ -40,11 +40,12 @@ impl Window {
 pub(super) fn step(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost) -> Step {
     let window = Window::current(limit, state, now);
     let Window { count, reset_after, .. } = window;
-    let room = limit.requests.saturating_sub(count);
-    if cost > limit.requests {
+    let capacity = limit.capacity();
+    let room = capacity.saturating_sub(count);
+    if cost > capacity {
         return denied(room, RetryAfter::Never);
     }
-    if count > limit.requests || cost > room {
+    if count > capacity || cost > room {
         return denied(room, RetryAfter::In(reset_after));
     }
     if cost == 0 {

@@ -296,7 +296,7 @@ impl<'r> Planner<'_, 'r> {
         planned.class = if rule.reserve { self.class(descriptor) } else { None };
         for (number, limit) in limits.iter().enumerate() {
             let mut check = self.check(descriptor, limit, planned.cost, mode, owner);
-            // What was done, or is given back, is counted as it is: a bucket that seems smaller would forget debt.
+            // What was done, or is given back, is no question of what is kept free.
             let asks = matches!(check.operation, Operation::Take | Operation::Look);
             if let (true, Some(priority), Some(class), None) = (asks, &domain.plans.priority, planned.class, limit.limit.calendar())
             {
@@ -392,7 +392,8 @@ impl<'r> Planner<'_, 'r> {
 
 /// One outcome for both: the stricter of two sizes, mode, operation and charge.
 fn merge_into(known: &mut Check, other: Check) {
-    if (other.limit.requests(), other.limit.burst()) < (known.limit.requests(), known.limit.burst()) {
+    let size = |limit: &Limit| (limit.requests(), limit.burst(), limit.capacity());
+    if size(&other.limit) < size(&known.limit) {
         known.limit = other.limit;
     }
     known.cost = known.cost.saturating_add(other.cost);

@@ -161,7 +161,7 @@ pub struct Priority {
 pub const WHOLE: u32 = 1_000_000;
 
 impl Priority {
-    /// What of a limit a class may use: limit − floor(limit × share), at least 1. A bucket keeps its rate; its capacity shrinks.
+    /// A limit as it is for a class, which may use limit − floor(limit × share) of it, at least 1. A bucket keeps its rate.
     pub fn usable(&self, limit: &Limit, class: Class) -> Limit {
         let share = self.reserve[class as usize];
         if share == 0 { *limit } else { limit.reserved(share, WHOLE) }

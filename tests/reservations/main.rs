@@ -51,6 +51,28 @@ async fn a_smaller_number_gives_room_back_with_every_algorithm() {
     .await;
 }
 
+/// Of a class that leaves half of the limit to others.
+#[tokio::test]
+async fn a_larger_number_is_charged_in_full_whatever_its_class_leaves_free() {
+    const RULES: &str = "
+domain: llm
+priority: {entry: priority, default: critical, reserve: {low: 50%}}
+descriptors:
+  - {key: window, reserve: true, rate_limit: {unit: year, requests_per_unit: 1000}}
+  - {key: bucket, reserve: true, rate_limit: {algorithm: token_bucket, unit: month, requests_per_unit: 10, burst: 1000}}
+";
+    each_store(RULES, async |caller: Caller| {
+        for key in ["window", "bucket"] {
+            let low = caller.reserve(order(&[&[(key, "a"), ("priority", "low")]], 5, "low")).await.unwrap();
+            assert!(low.is_allowed(), "{key}: {low:?}");
+            assert!(caller.reserve(order(&[&[(key, "a")]], 990, "critical")).await.unwrap().is_allowed(), "{key}");
+            assert_eq!(caller.commit(&low.id, 8).await, Ok((5, 8)), "{key}");
+            assert_eq!(caller.remaining(&[(key, "a")]).await, 2, "{key}");
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_larger_number_is_charged_beyond_what_is_left() {
     each_store(RULES, async |caller: Caller| {

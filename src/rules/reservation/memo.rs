@@ -112,7 +112,7 @@ impl Writer {
         let limit = &check.limit;
         self.0.extend_from_slice(&[limit.algorithm() as u8, check.operation as u8, check.mode as u8, check.charge as u8]);
         self.0.extend_from_slice(&check.owner.to_le_bytes());
-        let numbers = [check.cost, limit.requests(), limit.window(), limit.burst()];
+        let numbers = [check.cost, limit.requests(), limit.window(), limit.burst(), limit.held_back()];
         numbers.into_iter().chain(limit.edges()).for_each(|number| self.number(number));
     }
 }
@@ -148,11 +148,11 @@ impl<'a> Reader<'a> {
     fn check(&mut self) -> Option<Check> {
         let [algorithm, operation, mode, charge] = self.take()?;
         let owner = u16::from_le_bytes(self.take()?);
-        let mut numbers = [0; 7];
+        let mut numbers = [0; 8];
         for number in &mut numbers {
             *number = self.number()?;
         }
-        let [cost, requests, window, burst, edges @ ..] = numbers;
+        let [cost, requests, window, burst, held_back, edges @ ..] = numbers;
         let limit = match of_number(&Algorithm::ALL, algorithm, |algorithm| algorithm as u8)? {
             Algorithm::Penalty => Limit::penalty(window),
             Algorithm::Calendar => {
@@ -162,7 +162,7 @@ impl<'a> Reader<'a> {
             algorithm => Limit::new(algorithm, requests, window, algorithm.is_bucket().then_some(burst)),
         };
         Some(Check {
-            limit: limit.ok()?,
+            limit: limit.ok()?.holding_back(held_back),
             operation: of_number(&[Operation::Take, Operation::Look, Operation::Refund, Operation::Report], operation, |one| {
                 one as u8
             })?,

@@ -14,8 +14,8 @@ use crate::limit::{Algorithm, Check, MAX_EXACT, Micros, Operation, Outcome, Retr
 use crate::store::reservations::{Gated, Kept};
 use crate::store::{Group, Outcomes, StoreError};
 
-/// A check: algorithm, operation, mode, charge, owner; cost, max_delay, requests, window, burst, tick.
-const CHECK_SIZE: usize = 4 + 2 + 6 * 8;
+/// A check: algorithm, operation, mode, charge, owner; cost, max_delay, requests, window, burst, tick, capacity.
+const CHECK_SIZE: usize = 4 + 2 + 7 * 8;
 /// The number of checks, and whether the request is refused.
 const GROUP_HEADER: usize = 2 + 1;
 /// The time; how many requests, distinct requests, and keys that occur again.
@@ -140,7 +140,8 @@ fn pack(bytes: &mut Vec<u8>, check: &Check) {
         Algorithm::Calendar => limit.edges(),
         _ => [limit.window(), limit.burst(), limit.tick()],
     };
-    for number in [exact(cost), max_delay, exact(limit.requests()), exact(window), exact(burst), exact(tick)] {
+    let of_limit = [limit.requests(), window, burst, tick, limit.capacity()].map(exact);
+    for number in [exact(cost), max_delay].into_iter().chain(of_limit) {
         bytes.extend_from_slice(&number.to_le_bytes());
     }
 }
@@ -152,7 +153,7 @@ fn pack_gate(bytes: &mut Vec<u8>, gate: &Gate) {
         Gate::Commit { actual, made } => (COMMIT, actual, made),
     };
     bytes.extend_from_slice(&[RESERVATION, operation, 0, 0, 0, 0]);
-    for number in [exact(cost), -1.0, 0.0, exact(window), 0.0, 1.0] {
+    for number in [exact(cost), -1.0, 0.0, exact(window), 0.0, 1.0, 0.0] {
         bytes.extend_from_slice(&number.to_le_bytes());
     }
 }

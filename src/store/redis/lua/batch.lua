@@ -7,7 +7,7 @@ local CHUNK = 1000
 local PRUNED_EVERY = 8
 -- With the clock of a test, the server's own must not take a key away; in ms.
 local INJECTED_TTL = 60000
-local CHECK, CHECK_SIZE = '<BBBBHdddddd', 54
+local CHECK, CHECK_SIZE = '<BBBBHddddddd', 62
 -- A state that no algorithm takes for its own.
 local NOT_OURS = ''
 
@@ -15,7 +15,7 @@ local makers, made = { fixed_window, sliding_log, sliding_counter, bucket, bucke
 
 -- A check from its packed form.
 local function check_of(packed)
-  local number, operation, mode, charge, owner, cost, max_delay, requests, window, burst, tick = unpack_struct(CHECK, packed)
+  local number, operation, mode, charge, owner, cost, max_delay, requests, window, burst, tick, capacity = unpack_struct(CHECK, packed)
   local algorithm = made[number]
   if not algorithm then
     algorithm = makers[number]()
@@ -25,9 +25,11 @@ local function check_of(packed)
   return {
     limit = {
       algorithm = number, requests = requests, window = window, burst = burst, tick = tick, period = period,
-      leaky = leaky, capacity = makers[number] == bucket and burst or requests,
-      -- Of a bucket: its debt when it is empty, and the most that is owed.
-      full = burst * period, most = (burst + requests) * period,
+      leaky = leaky,
+      -- What it admits; the rest of it is kept free for others.
+      capacity = capacity,
+      -- Of a bucket: its debt when there is no room, and the most that is owed.
+      full = capacity * period, most = (burst + requests) * period,
     },
     algorithm = algorithm,
     step = algorithm.step,

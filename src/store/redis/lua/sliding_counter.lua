@@ -33,7 +33,7 @@ local function sliding_counter()
   end
 
   local function fits_at(limit, current, previous, cost)
-    local room = limit.requests - cost
+    local room = limit.capacity - cost
     if current <= room then return limit.period - floor((room - current) * limit.period / previous) end
     return 2 * limit.period - floor(room * limit.period / current)
   end
@@ -46,10 +46,10 @@ local function sliding_counter()
     local start, elapsed, current, previous, kept = counts(limit, state, now)
     if not start then return nil end
     local period = limit.period
-    local whole = limit.requests * period
+    local whole = limit.capacity * period
     local used = used(limit, elapsed, current, previous)
     local remaining = used < whole and floor((whole - used) / period) or 0
-    if cost > limit.requests then return false, remaining, NEVER, 0 end
+    if cost > limit.capacity then return false, remaining, NEVER, 0 end
     if used + cost * period > whole then
       return false, remaining, (start + fits_at(limit, current, previous, cost)) * limit.tick - now, 0
     end

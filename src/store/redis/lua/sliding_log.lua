@@ -77,10 +77,11 @@ local function sliding_log()
   local function step(limit, state, now, cost)
     local tick, total, hits, first = log(limit, state, now)
     if not tick then return nil end
-    local remaining = max(limit.requests - total, 0)
-    if cost > limit.requests then return false, remaining, NEVER, 0 end
-    if total + cost > limit.requests then
-      local excess = total + cost - limit.requests
+    local capacity = limit.capacity
+    local remaining = max(capacity - total, 0)
+    if cost > capacity then return false, remaining, NEVER, 0 end
+    if total + cost > capacity then
+      local excess = total + cost - capacity
       return false, remaining, until_gone(limit, hits, first, now, excess), 0
     end
     if cost == 0 then return true, remaining, reset_after(limit, hits, first, now), 0 end

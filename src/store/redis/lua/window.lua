@@ -24,10 +24,11 @@ local function window(is_calendar)
   local function step(limit, state, now, cost)
     local start, count, reset_after, kept = current(limit, state, now)
     if not start then return nil end
-    local room = limit.requests - count
+    local capacity = limit.capacity
+    local room = capacity - count
     if room < 0 then room = 0 end
-    if cost > limit.requests then return false, room, NEVER, 0 end
-    if count > limit.requests or cost > room then return false, room, reset_after, 0 end
+    if cost > capacity then return false, room, NEVER, 0 end
+    if count > capacity or cost > room then return false, room, reset_after, 0 end
     if cost == 0 then return true, room, reset_after, 0 end
     return true, room - cost, reset_after, 0, pack('<dd', start, count + cost), kept or reset_after
   end
