@@ -303,6 +303,10 @@ impl<'c, 's> Compiler<'c, 's> {
             problem.hint("write `priority: {entry: priority, reserve: {low: 50%}}` at the top of the document");
         } else if !shared && drafts.limits.len() == drafts.written {
             report.error(at, path, "`reserve` does nothing without a rate limit").hint("leave it out");
+        } else if let Some((at, _)) = drafts.blocks.first() {
+            let problem =
+                report.error(*at, path.key("block_for"), "a block would hold for the classes that `reserve` keeps room for");
+            problem.hint("leave `block_for` or `reserve` out");
         }
     }
 
