@@ -1,10 +1,11 @@
 //! What stores know of one subject: its counters, for usage and reset, and its history by days.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
+use indexmap::IndexMap;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use super::history::Tally;
 use super::memory::MemoryStore;
@@ -13,8 +14,10 @@ use crate::rules::key::Key;
 
 /// The most counters of a subject that are told: its oldest entries go first.
 pub const MAX_COUNTERS: usize = 10_000;
-/// Days of subjects that are kept in memory at most: about 100 bytes each.
-const MAX_DAYS_IN_MEMORY: usize = 200_000;
+/// Days of subjects that are kept in memory at most: about 4 MB of them.
+const MAX_DAYS_IN_MEMORY: usize = 25_000;
+/// Subjects compared when one must make room.
+const EVICTION_SAMPLE: usize = 8;
 
 /// A day, counted from the epoch, in UTC.
 pub type Day = u64;
@@ -58,24 +61,48 @@ pub struct MemorySubjects {
 
 #[derive(Default)]
 struct Histories {
-    by_name: HashMap<Box<[u8]>, BTreeMap<Day, Tally>, RandomState>,
+    by_name: IndexMap<Box<[u8]>, Days, RandomState>,
     /// Days of all subjects together.
     days: usize,
     oldest: Day,
+    /// Where subjects are looked at next when one must make room.
+    cursor: usize,
 }
 
+/// Ascending. Most subjects are seen on one day alone.
+type Days = SmallVec<[(Day, Tally); 1]>;
+
 impl Histories {
-    /// While there are as many days as there may be, subjects that are new today are not remembered: false.
-    fn add(&mut self, name: Box<[u8]>, day: Day, tally: &Tally) -> bool {
-        let is_full = self.days >= MAX_DAYS_IN_MEMORY;
-        if is_full && !self.by_name.get(&name).is_some_and(|days| days.contains_key(&day)) {
-            return false;
+    fn add(&mut self, name: &[u8], day: Day, tally: &Tally) {
+        // A copy, beside the others that are kept: where the name comes from, most of them go.
+        let days = match self.by_name.get_index_of(name) {
+            Some(place) => &mut self.by_name[place],
+            None => self.by_name.entry(name.into()).or_default(),
+        };
+        match days.binary_search_by_key(&day, |(day, _)| *day) {
+            Ok(place) => days[place].1.add(tally),
+            Err(place) => {
+                days.insert(place, (day, tally.clone()));
+                self.days += 1;
+            }
         }
-        let days = self.by_name.entry(name).or_default();
-        let before = days.len();
-        days.entry(day).or_default().add(tally);
-        self.days += days.len() - before;
-        true
+    }
+
+    /// Of a few subjects the one that was seen least makes room, while there are more days than there may be: those that callers make
+    /// up are not seen again.
+    fn bound(&mut self) {
+        while self.days > MAX_DAYS_IN_MEMORY {
+            let size = self.by_name.len();
+            // Spread: those who came at one time are next to each other.
+            let apart = size.div_ceil(EVICTION_SAMPLE);
+            let sample = (0..size.div_ceil(apart)).map(|number| (self.cursor + number * apart) % size);
+            let seen = |(_, tally): &(Day, Tally)| tally.allowed.saturating_add(tally.refused);
+            let least = sample.min_by_key(|&index| self.by_name[index].iter().map(seen).fold(0, u64::saturating_add));
+            self.cursor = (self.cursor + 1) % size;
+            if let Some((_, days)) = least.and_then(|index| self.by_name.swap_remove_index(index)) {
+                self.days -= days.len();
+            }
+        }
     }
 
     /// Once a day.
@@ -85,10 +112,11 @@ impl Histories {
         }
         self.oldest = oldest;
         self.by_name.retain(|_, days| {
-            *days = days.split_off(&oldest);
+            days.retain(|(day, _)| *day >= oldest);
             !days.is_empty()
         });
-        self.days = self.by_name.values().map(BTreeMap::len).sum();
+        self.by_name.shrink_to_fit();
+        self.days = self.by_name.values().map(SmallVec::len).sum();
     }
 }
 
@@ -120,15 +148,17 @@ impl SubjectStore for MemorySubjects {
         let mut remembered = Remembered::default();
         for (name, day, tally) in tallies {
             histories.drop_before((day + 1).saturating_sub(self.kept_days));
-            remembered.written += u64::from(histories.add(name, day, &tally));
+            histories.add(&name, day, &tally);
+            histories.bound();
+            remembered.written += 1;
         }
         remembered
     }
 
     async fn recall(&self, history: &[u8], from: Day, to: Day) -> Result<Vec<(Day, Tally)>, StoreError> {
         let histories = self.histories.lock();
-        let known = histories.by_name.get(history).into_iter().flat_map(|days| days.range(from..=to));
-        Ok(known.map(|(day, tally)| (*day, tally.clone())).collect())
+        let known = histories.by_name.get(history).into_iter().flatten();
+        Ok(known.filter(|(day, _)| (from..=to).contains(day)).cloned().collect())
     }
 }
 
@@ -136,18 +166,41 @@ impl SubjectStore for MemorySubjects {
 mod tests {
     use super::*;
 
+    fn name(number: usize) -> Box<[u8]> {
+        number.to_string().into_bytes().into_boxed_slice()
+    }
+
     #[test]
-    fn days_go_when_they_are_old_and_strangers_when_it_is_full() {
+    fn strangers_make_room_for_each_other() {
         let mut histories = Histories::default();
-        let name = |number: usize| number.to_string().into_bytes().into_boxed_slice();
+        let (one, two) = (Tally { allowed: 1, ..Tally::default() }, Tally { refused: 2, ..Tally::default() });
+        let known = 100;
+        for number in 0..known {
+            histories.add(&name(number), 7, &one);
+            histories.add(&name(number), 8, &two);
+        }
+        for number in known..3 * MAX_DAYS_IN_MEMORY {
+            histories.add(&name(number), 8, &one);
+            histories.bound();
+            assert!(histories.days <= MAX_DAYS_IN_MEMORY);
+        }
+        assert_eq!(histories.days, histories.by_name.values().map(SmallVec::len).sum::<usize>());
+        let kept = (0..known).filter(|&number| histories.by_name.contains_key(&name(number))).count();
+        assert_eq!(kept, known, "those that were seen more often stay");
+    }
+
+    #[test]
+    fn days_go_when_they_are_old() {
+        let mut histories = Histories::default();
         let one = Tally { allowed: 1, ..Tally::default() };
-        let added = (0..MAX_DAYS_IN_MEMORY + 10).filter(|&number| histories.add(name(number), 7, &one)).count();
-        assert_eq!(added, MAX_DAYS_IN_MEMORY);
-        assert!(histories.add(name(1), 7, &one));
-        assert_eq!((histories.days, histories.by_name.len()), (MAX_DAYS_IN_MEMORY, MAX_DAYS_IN_MEMORY));
-        assert_eq!(histories.by_name[&name(1)][&7].allowed, 2);
+        for (number, day) in [(1, 8), (1, 7), (1, 8), (2, 7)] {
+            histories.add(&name(number), day, &one);
+        }
+        let of = |histories: &Histories, number| -> Vec<(Day, u64)> {
+            histories.by_name.get(&name(number)).into_iter().flatten().map(|(day, tally)| (*day, tally.allowed)).collect()
+        };
+        assert_eq!((of(&histories, 1), histories.days), (vec![(7, 1), (8, 2)], 3));
         histories.drop_before(8);
-        histories.add(name(3), 8, &one);
-        assert_eq!((histories.days, histories.by_name.len()), (1, 1));
+        assert_eq!((of(&histories, 1), of(&histories, 2), histories.days), (vec![(8, 2)], vec![], 1));
     }
 }
