@@ -1,4 +1,5 @@
-//! What a descriptor's `value` stands for: one value, a wildcard, a set, a network, a regular expression.
+//! What a descriptor's `value` stands for: one value, a wildcard, a set, a network, a regular expression. A pattern's text is its
+//! name in labels and in shared counters; no two patterns have the same one, so that it also tells them apart.
 
 use ipnet::IpNet;
 use regex::bytes::Regex;
@@ -20,7 +21,8 @@ pub(crate) fn matcher(value: Option<&Node<'_>>, shared: bool, path: &Path<'_>, r
                 return Some(Matcher::Any);
             }
             if text.contains('*') {
-                return Some(Matcher::Pattern { pattern: Pattern::wildcard(text), text: text.as_bytes().into(), shared });
+                let (pattern, text) = (Pattern::wildcard(text), wildcard_name(text));
+                return Some(Matcher::Pattern { pattern, text: text.into_bytes().into(), shared });
             }
             Some(Matcher::Exact(text.as_bytes().into()))
         }
@@ -69,8 +71,27 @@ fn one_of(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<(
         }
         values.push(value);
     }
-    let text = format!("one_of({})", values.join(","));
-    Some((Pattern::OneOf(values.into_iter().map(|value| value.as_bytes().into()).collect()), text))
+    let name = one_of_name(&values);
+    Some((Pattern::OneOf(values.into_iter().map(|value| value.as_bytes().into()).collect()), name))
+}
+
+/// What the names of patterns that are no wildcards may begin with, and contain an asterisk.
+const NAMES: [&str; 4] = ["one_of(", "one_of[", "regex(", "wildcard("];
+
+/// A wildcard is called as it is written, unless another pattern could be called so.
+fn wildcard_name(text: &str) -> String {
+    let is_taken = NAMES.iter().any(|name| text.starts_with(name));
+    if is_taken { format!("wildcard({text})") } else { text.to_owned() }
+}
+
+/// The values with commas between them. Where a value has one itself, it is escaped, and the name in brackets: what stands in
+/// parentheses could be any values without.
+fn one_of_name(values: &[&str]) -> String {
+    if values.iter().all(|value| !value.contains(',')) {
+        return format!("one_of({})", values.join(","));
+    }
+    let escaped: Vec<String> = values.iter().map(|value| value.replace('\\', "\\\\").replace(',', "\\,")).collect();
+    format!("one_of[{}]", escaped.join(","))
 }
 
 fn cidr(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<(Pattern, String)> {
@@ -113,5 +134,56 @@ fn reason(error: &regex::Error) -> String {
     match caret.and_then(|line| line.find('^')) {
         Some(column) => format!("at its character {}: {reason}", column + 1),
         None => reason.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::raw;
+
+    /// What a `value` is called in labels, and in the names of shared counters.
+    fn text(value: &str) -> String {
+        let documents = raw::read(value).expect("YAML");
+        let mut report = Report::new("test.yaml", value);
+        match matcher(documents.first(), false, &Path::document(0), &mut report) {
+            Some(Matcher::Pattern { text, .. }) => String::from_utf8(text.into()).expect("UTF-8"),
+            other => panic!("{value} is no pattern: {other:?}"),
+        }
+    }
+
+    /// Another text would be another counter.
+    #[test]
+    fn patterns_keep_their_names() {
+        assert_eq!(text("eu-*"), "eu-*");
+        assert_eq!(text("{one_of: [a, 'b c', '', 'c\\d']}"), "one_of(a,b c,,c\\d)");
+        assert_eq!(text("{one_of: [a]}"), "one_of(a)");
+        assert_eq!(text("{cidr: 10.0.0.0/8}"), "cidr(10.0.0.0/8)");
+        assert_eq!(text("{regex: '^a,b*$'}"), "regex(^a,b*$)");
+    }
+
+    #[test]
+    fn no_two_patterns_have_one_name() {
+        let patterns = [
+            "{one_of: [a, b]}",
+            "{one_of: ['a,b']}",
+            "{one_of: ['a\\', b]}",
+            "{one_of: ['a\\,b']}",
+            "{one_of: ['a\\', 'b,']}",
+            "{one_of: ['a\\,b,']}",
+            "{one_of: ['a,b', c]}",
+            "{one_of: [a, 'b,c']}",
+            "{one_of: [a, '*']}",
+            "one_of(a,*)",
+            "wildcard(one_of(a,*))",
+            "{one_of: ['a,', '*']}",
+            "'one_of[a\\,,*]'",
+            "{regex: 'a*'}",
+            "regex(a*)",
+        ];
+        let mut texts: Vec<String> = patterns.iter().map(|value| text(value)).collect();
+        texts.sort();
+        texts.dedup();
+        assert_eq!(texts.len(), patterns.len(), "{texts:?}");
     }
 }

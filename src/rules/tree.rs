@@ -97,7 +97,7 @@ pub enum Matcher {
     /// The key alone.
     Any,
     Exact(Box<[u8]>),
-    /// `text` is how the rule writes it; a shared pattern's matches have one counter, named by it.
+    /// `text` is what it is called, and no other pattern is; a shared pattern's matches have one counter, named by it.
     Pattern {
         pattern: Pattern,
         text: Box<[u8]>,
