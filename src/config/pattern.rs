@@ -8,7 +8,7 @@ use super::fields::{self, Fields, describe};
 use super::keys::Level;
 use super::problem::{Path, Report};
 use super::raw::{Node, Value};
-use crate::rules::tree::{Matcher, Pattern};
+use crate::rules::tree::{self, Matcher, Pattern};
 
 /// The matcher of a `value`; absent, null and the empty text are the key alone.
 pub(crate) fn matcher(value: Option<&Node<'_>>, shared: bool, path: &Path<'_>, report: &mut Report<'_>) -> Option<Matcher> {
@@ -96,13 +96,21 @@ fn one_of_name(values: &[&str]) -> String {
 
 fn cidr(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<(Pattern, String)> {
     let text = fields::text(node, path, report)?;
-    let Ok(network) = text.parse::<IpNet>() else {
+    let Ok(written) = text.parse::<IpNet>() else {
         let problem = report.error(node.at, path, format!("{} is no network", describe(node)));
         problem.hint(match text.parse::<std::net::IpAddr>() {
-            Ok(address) => format!("one address is {}", IpNet::from(address)),
+            Ok(address) => format!("one address is {}", IpNet::from(address.to_canonical())),
             Err(_) => "a network is an address and the number of its leading bits: 10.0.0.0/8, 2001:db8::/32".to_owned(),
         });
         return None;
+    };
+    let network = match tree::network(written) {
+        Ok(network) => network,
+        Err(meant) => {
+            let message = format!("`{text}` is wider than all IPv4-mapped addresses, which are matched as IPv4 addresses");
+            report.error(node.at, path, message).hint(format!("write the IPv4 network that is meant, such as {meant}"));
+            return None;
+        }
     };
     if network.trunc() != network {
         let message = format!("`{text}` has bits beyond its prefix; it is taken as {}", network.trunc());
@@ -159,6 +167,7 @@ mod tests {
         assert_eq!(text("{one_of: [a, 'b c', '', 'c\\d']}"), "one_of(a,b c,,c\\d)");
         assert_eq!(text("{one_of: [a]}"), "one_of(a)");
         assert_eq!(text("{cidr: 10.0.0.0/8}"), "cidr(10.0.0.0/8)");
+        assert_eq!(text("{cidr: '::ffff:10.0.0.0/104'}"), "cidr(10.0.0.0/8)");
         assert_eq!(text("{regex: '^a,b*$'}"), "regex(^a,b*$)");
     }
 

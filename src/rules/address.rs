@@ -2,6 +2,7 @@
 //! all of a /64 are one subject, with one counter. What is no address is counted as it is.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use smallvec::SmallVec;
@@ -60,11 +61,19 @@ impl Addresses {
         self.network(key, value).map_or(Cow::Borrowed(value), |network| Cow::Owned(network.into_bytes()))
     }
 
-    /// A subject as it stands in counter keys, for one that names an address: by its network.
+    /// A network that is written out, as it stands in keys. `None`: no network, or none that is counted by.
+    fn named(&self, key: &[u8], value: &[u8]) -> Option<String> {
+        let network = tree::network(std::str::from_utf8(value).ok()?.parse().ok()?).ok()?;
+        let name = self.network(key, network.addr().to_string().as_bytes())?;
+        let counted = name.parse::<IpNet>().or_else(|_| name.parse::<IpAddr>().map(IpNet::from)).ok()?;
+        (network.trunc() == counted && name.as_bytes() != value).then_some(name)
+    }
+
+    /// A subject as it stands in counter keys, for one that names an address, or a network in whatever way: by its network.
     pub fn subject(&self, subject: &[u8]) -> Option<EntriesText> {
         let split = subject.iter().position(|byte| matches!(byte, b'=' | b'~')).filter(|&split| subject[split] == b'=')?;
         let (key, value) = (key::unescape(&subject[..split]), key::unescape(&subject[split + 1..]));
-        let network = self.network(&key, &value)?;
+        let network = self.network(&key, &value).or_else(|| self.named(&key, &value))?;
         Some(key::subject(Part { key: &key, value: network.as_bytes(), shared: false }))
     }
 
@@ -156,7 +165,13 @@ mod tests {
         let subject = |written: &str| addresses.subject(&key::subject_named(written).unwrap()).map(|text| key::shown(&text));
         assert_eq!(subject("ip=2001:db8::7").as_deref(), Some("ip=2001:db8::/64"));
         assert_eq!(subject("ip=192.0.2.1").as_deref(), Some("ip=192.0.2.1"));
-        assert_eq!(["ip=2001:db8::/64", "user=2001:db8::7", "ip~2001:db8::7", "ip="].map(subject), [const { None }; 4]);
+        assert_eq!(subject("ip=2001:0DB8::/64").as_deref(), Some("ip=2001:db8::/64"));
+        assert_eq!(subject("ip=::ffff:192.0.2.1/128").as_deref(), Some("ip=192.0.2.1"));
+        assert_eq!(["ip=2001:db8::/64", "ip=2001:db8::/48", "ip=::ffff:0:0/90"].map(subject), [const { None }; 3]);
+        assert_eq!(["user=2001:db8::7", "ip~2001:db8::7", "ip="].map(subject), [const { None }; 3]);
+        let coarse: Addresses = [(b"ip"[..].into(), Prefix { ipv4: 24, ipv6: 48 })].into_iter().collect();
+        let named = coarse.subject(&key::subject_named("ip=::ffff:192.0.2.0/120").unwrap()).map(|text| key::shown(&text));
+        assert_eq!(named.as_deref(), Some("ip=192.0.2.0/24"));
         assert_eq!(addresses.matched(b"ip", b"2001:db8::/64"), b"2001:db8::");
         assert_eq!(addresses.matched(b"ip", b"a/b"), b"a/b");
         assert_eq!(addresses.matched(b"path", b"10.0.0.0/8"), b"10.0.0.0/8");

@@ -7,10 +7,10 @@ mod index;
 mod trace;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use foldhash::fast::RandomState;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use regex::bytes::Regex;
 use smallvec::SmallVec;
 
@@ -26,7 +26,7 @@ pub enum Pattern {
     /// Literal pieces with anything in between.
     Wildcard(Vec<Box<[u8]>>),
     OneOf(Vec<Box<[u8]>>),
-    /// The value is an address in this network.
+    /// The value is an address in this network, which is one of those that [`network`] gives.
     Cidr(IpNet),
     /// Found anywhere in the value, unless anchored.
     Regex(Regex),
@@ -87,8 +87,29 @@ fn wildcard_matches(pieces: &[Box<[u8]>], value: &[u8]) -> bool {
     true
 }
 
+/// The address that a value is matched and counted as: `::ffff:192.0.2.1` is the IPv4 address that it contains.
 pub(super) fn address(value: &[u8]) -> Option<IpAddr> {
     std::str::from_utf8(value).ok()?.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+/// The network that an [`address`] can be in: `::ffff:192.0.2.0/120` is the IPv4 network that it contains.
+///
+/// # Errors
+/// For one that is written with an IPv4-mapped address, or has those and else none that anybody has, and is wider than all of
+/// them, such as `::ffff:192.0.2.0/24`: what is meant would never match. The IPv4 network that it could be.
+pub fn network(written: IpNet) -> Result<IpNet, Ipv4Net> {
+    /// The bits before the IPv4 address in an IPv4-mapped one: zeros, then ones.
+    const MAPPED: u8 = 96;
+    /// A network of no more bits has other addresses besides, such as ::1.
+    const ZEROS: u8 = 80;
+    let IpNet::V6(v6) = written else { return Ok(written) };
+    let (ipv4, bits) = (v6.addr().to_ipv4_mapped(), v6.prefix_len());
+    match (ipv4, bits.checked_sub(MAPPED)) {
+        (Some(ipv4), Some(bits)) => Ok(IpNet::V4(Ipv4Net::new(ipv4, bits).expect("what is left of 128 bits is at most 32"))),
+        (Some(ipv4), None) => Err(Ipv4Net::new(ipv4, bits).unwrap_or_default().trunc()),
+        (None, None) if bits > ZEROS && v6.contains(&Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()) => Err(Ipv4Net::default()),
+        (None, _) => Ok(written),
+    }
 }
 
 /// Which values of a key a descriptor stands for.
