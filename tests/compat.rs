@@ -261,6 +261,43 @@ fn domains_are_merged_when_asked_for() {
     assert_eq!(load_texts(&texts, &LoadOptions::default(), &RuleSet::default()).problems.len(), 1);
 }
 
+/// Whichever file a setting stands in, and whatever that is called.
+#[test]
+fn settings_of_merged_domains_do_not_depend_on_the_order_of_files() {
+    let parts = [
+        "tiers: {free: {limits: [100/hour], burst: +10}, pro: {limits: {default: [1000/hour], read: 9/hour}, quota: {daily: 5}}}\ndescriptors: []\n",
+        "defaults: {algorithm: leaky_bucket, on_store_failure: deny}\ndescriptors: []\n",
+        "default_tier: pro\ntimezone: Europe/Berlin\ndescriptors: []\n",
+        "priority: {entry: class, reserve: {low: 50%}}\ncosts: {method: {POST: 2}}\nsubject: user\naddresses: ip\ndescriptors: []\n",
+        "descriptors:\n  - {key: user, rate_limit: {tier: {entry: tier}}}\n  - {key: ip, limits: 5/minute, reserve: true}\n",
+    ];
+    let merging = LoadOptions { merge_domains: true, ..LoadOptions::default() };
+    let load = |order: &[usize]| {
+        let named = order.iter().map(|&part| format!("domain: d\n{}", parts[part])).enumerate();
+        let files: Vec<(String, String)> = named.map(|(place, text)| (format!("{place}.yaml"), text)).collect();
+        let texts: Vec<(&str, &str)> = files.iter().map(|(name, text)| (&**name, &**text)).collect();
+        let loaded = load_texts(&texts, &merging, &RuleSet::default());
+        assert!(loaded.problems.is_empty(), "{order:?}: {}", loaded.problems);
+        loaded.rules.domains.values().next().unwrap().clone()
+    };
+    let first = load(&[0, 1, 2, 3, 4]);
+    let counted = &first.rules[0].tiers.as_ref().unwrap().limits[0].limits[0].limit;
+    assert_eq!((counted.algorithm(), counted.burst()), (Algorithm::LeakyBucket, 110));
+    for order in [[4, 3, 2, 1, 0], [1, 0, 4, 2, 3], [2, 4, 0, 3, 1]] {
+        let other = load(&order);
+        let rules = |domain: &Domain| -> Vec<_> {
+            let rules = domain.rules.iter().cloned();
+            rules.map(|rule| (rule.limits, rule.tiers, rule.reserve, rule.on_store_failure)).collect()
+        };
+        assert_eq!(rules(&first), rules(&other), "{order:?}");
+        assert!(first.plans.means(&other.plans), "{order:?}");
+        assert_eq!(
+            (&first.subject, &first.addresses, first.on_store_failure),
+            (&other.subject, &other.addresses, other.on_store_failure)
+        );
+    }
+}
+
 #[test]
 fn pairs_are_never_joined() {
     let domain = domain(

@@ -197,13 +197,14 @@ fn domain(name: &str, documents: &[Document<'_, '_>], reports: &mut [Report<'_>]
     })
 }
 
-/// The settings of a domain: each may stand in one of its documents and holds for all.
+/// The settings of a domain: each may stand in one of its documents and holds for all. Those that others depend on are read
+/// first, whichever document they stand in.
 fn settings(path: &Path<'_>, documents: &[Document<'_, '_>], reports: &mut [Report<'_>]) -> Settings {
     let mut settings = Settings::default();
     let mut seen: HashMap<&str, (usize, Span)> = HashMap::new();
     let mut defaults_to = None;
-    for document in documents {
-        for key in keys::settings() {
+    for key in keys::settings() {
+        for document in documents {
             let Some(node) = document.fields.given(key) else { continue };
             let at = document.fields.place(key);
             if let Some((file, first)) = seen.insert(key, (document.file, at)) {
