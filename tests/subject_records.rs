@@ -170,6 +170,41 @@ fn another_algorithm_or_burst_is_taken_by_name() {
     assert_eq!(trial.code(&request([hits(29, user("u1"))])), Code::Ok);
 }
 
+/// They may be, once a rule counts by another algorithm than when they were said.
+#[test]
+fn of_limits_that_are_one_counter_the_smaller_one_holds() {
+    let named = |requests, algorithm| SubjectRate::new(requests, MINUTE, None, Some(algorithm)).expect("a limit");
+    for algorithm in [Algorithm::FixedWindow, Algorithm::TokenBucket] {
+        let trial = Trial::new(&[(&[("user", "")], Rule { limits: vec![limit(algorithm, 5, MINUTE)], ..rule() })]);
+        let (smaller, larger) = (rate(10, MINUTE), named(20, algorithm));
+        for (place, rates) in
+            [vec![smaller, larger], vec![larger, smaller], vec![larger, rate(90, HOUR), smaller]].iter().enumerate()
+        {
+            let value = format!("u{place}");
+            trial.record(&format!("user={value}"), limited(None, rates));
+            assert_eq!([(); 3].map(|()| remaining(&trial, &value)), [Some(9), Some(8), Some(7)], "{rates:?}");
+            let plan = trial.plan(&request([user(&value)]));
+            let sources: Vec<Source> = plan.descriptors[0].checks.iter().map(|check| check.source).collect();
+            assert_eq!(sources, (0..rates.len() - 1).map(Source::Subject).collect::<Vec<_>>());
+            let sizes: Vec<u64> = plan.overrides.iter().map(|limit| limit.limit.requests()).collect();
+            assert_eq!(sizes, if place == 2 { vec![10, 90] } else { vec![10] });
+        }
+        let twice = request([user("u0"), user("u0")]);
+        assert_eq!(trial.plan(&twice).group.checks[0].cost, 2, "several descriptors are summed as ever");
+    }
+}
+
+#[test]
+fn of_a_tiers_limits_that_are_one_counter_the_smaller_one_holds() {
+    let trial = tiered(TierSource::Assigned(b"user".as_slice().into()), &[("free", 5)]);
+    let larger = SubjectRate::new(20, MINUTE, Some(20), None).expect("a limit");
+    let definition = TierDefinition { sets: vec![("default".into(), vec![larger, rate(10, MINUTE)])], ..TierDefinition::default() };
+    let domain = trial.domain.with_tiers([("team", &definition)]);
+    let limits: Vec<_> =
+        domain.rules[0].limits_of(Some(TierId(1))).iter().map(|limit| (&*limit.policy, limit.limit.requests())).collect();
+    assert_eq!(limits, [("per-user", 10)]);
+}
+
 #[test]
 fn rates_and_quotas_are_replaced_apart() {
     let quota = RuleLimit::quota(Limit::quota(Period::Day, 100).expect("a quota"), "per-user");

@@ -163,9 +163,9 @@ impl SubjectLimits {
 
     fn instead_of(&self, own: &[RuleLimit], label: &str) -> Vec<RuleLimit> {
         let first = own.iter().find(|own| own.limit.calendar().is_none());
-        let rates = self.rates.iter().map(|rate| {
-            let limit = rate.counted_by(first.map(|first| first.limit.algorithm()));
-            let limit = RuleLimit::rate(limit, label, self.rates.len());
+        let counted = SubjectRate::counted(&self.rates, first.map(|first| first.limit.algorithm()));
+        let rates = counted.iter().map(|limit| {
+            let limit = RuleLimit::rate(*limit, label, counted.len());
             RuleLimit { charge: first.and_then(|first| first.charge), max_wait: first.and_then(|first| first.max_wait), ..limit }
         });
         let quotas = self.quotas.iter().map(|quota| {
@@ -216,8 +216,22 @@ impl SubjectRate {
         None
     }
 
+    /// Each as the rule counts. Of those that are one counter by now, since the rule has changed, the smaller one: counted twice, a
+    /// request would cost twice as much.
+    pub fn counted(rates: &[SubjectRate], rules: Option<Algorithm>) -> Vec<Limit> {
+        let mut limits: Vec<Limit> = Vec::with_capacity(rates.len());
+        for limit in rates.iter().map(|rate| rate.counted_by(rules)) {
+            match limits.iter_mut().find(|known| known.shape() == limit.shape()) {
+                Some(known) if (limit.requests(), limit.burst()) < (known.requests(), known.burst()) => *known = limit,
+                Some(_) => {}
+                None => limits.push(limit),
+            }
+        }
+        limits
+    }
+
     /// As the rule counts, where that can carry it.
-    pub fn counted_by(&self, rules: Option<Algorithm>) -> Limit {
+    fn counted_by(&self, rules: Option<Algorithm>) -> Limit {
         match rules {
             Some(algorithm) if !self.names_algorithm => {
                 Limit::new(algorithm, self.limit.requests(), self.limit.window(), None).unwrap_or(self.limit)

@@ -31,8 +31,8 @@ impl TierDefinition {
     /// What it means for a rule. Limits that name no algorithm count as the rule's other tiers do.
     fn limits(&self, tiers: &RuleTiers, label: &str) -> TierLimits {
         let algorithm = tiers.algorithm();
-        let rates = self.set(&tiers.set);
-        let rate = |rate: &SubjectRate| RuleLimit::rate(rate.counted_by(algorithm), label, rates.len());
+        let rates = SubjectRate::counted(self.set(&tiers.set), algorithm);
+        let rate = |limit: &Limit| RuleLimit::rate(*limit, label, rates.len());
         let limits = rates.iter().map(rate).chain(self.quotas.iter().map(|quota| RuleLimit::quota(*quota, label)));
         TierLimits { limits: limits.collect() }
     }
