@@ -262,17 +262,33 @@ pub(super) fn export(records: &mut proto::Records, name: &RecordName, record: &R
 
 /// Everything that was exported.
 pub(super) fn import(records: &proto::Records) -> Result<Vec<(RecordName, Record)>, Problem> {
-    let mut all = Vec::new();
-    for subject in &records.subjects {
-        all.push((subject_name(&subject.domain, &subject.subject)?, Record::Subject(subject_record(subject)?)));
+    let subjects = records.subjects.iter().map(|subject| {
+        let name = subject_name(&subject.domain, &subject.subject)?;
+        named(name, subject_record(subject).map(Record::Subject))
+    });
+    let tiers =
+        records.tiers.iter().map(|tier| named(tier_name(&tier.domain, &tier.name)?, tier_definition(tier).map(Record::Tier)));
+    let switches =
+        records.switches.iter().map(|given| named(switch_name(&given.domain), switch(&given.switch).map(Record::Switch)));
+    subjects.chain(tiers).chain(switches).collect()
+}
+
+fn named(name: RecordName, record: Result<Record, Problem>) -> Result<(RecordName, Record), Problem> {
+    match record {
+        Ok(record) => Ok((name, record)),
+        Err(problem) => Err(in_record(&name, problem)),
     }
-    for tier in &records.tiers {
-        all.push((tier_name(&tier.domain, &tier.name)?, Record::Tier(tier_definition(tier)?)));
-    }
-    for given in &records.switches {
-        all.push((switch_name(&given.domain), Record::Switch(switch(&given.switch)?)));
-    }
-    Ok(all)
+}
+
+/// What is wrong with one of the records of an import.
+pub(super) fn in_record(name: &RecordName, problem: Problem) -> Problem {
+    let name = match name {
+        RecordName::Subject { domain, subject } => format!("`{}` of domain `{domain}`", key::shown(subject)),
+        RecordName::Tier { domain, tier } => format!("tier `{tier}` of domain `{domain}`"),
+        RecordName::Switch { domain: Some(domain) } => format!("the switch of domain `{domain}`"),
+        RecordName::Switch { domain: None } => "the switch of all domains".to_owned(),
+    };
+    invalid(format!("{name}: {problem}; nothing was imported"))
 }
 
 pub(super) fn tier_name(domain: &str, tier: &str) -> Result<RecordName, Problem> {

@@ -11,6 +11,7 @@ use super::proto::weir::admin::v1 as proto;
 use super::usage::Kind;
 use crate::limiter::Shared;
 use crate::rules::subject::{SubjectLimits, SubjectRecord, Switch};
+use crate::rules::tier_definition::TierDefinition;
 use crate::rules::{Domain, Rule};
 use crate::store::StoreError;
 use crate::store::records::{self, Change, Expected, MAX_PAGE, MAX_TEXT, Record, RecordName, RecordStore, WriteError};
@@ -117,8 +118,8 @@ impl<S: OperatorStore> Operations<S> {
                 return Err(Problem::Unknown(format!("domain `{}` has no rule `{}`: it has {known}", domain.name, limits.rule)));
             }
         }
-        let limits = request.limits.iter().map(|limits| countable(convert::limits_record(limits)?, &domain));
-        let limits: Vec<SubjectLimits> = limits.collect::<Result<_, _>>()?;
+        let limits: Vec<SubjectLimits> = request.limits.iter().map(convert::limits_record).collect::<Result<_, _>>()?;
+        countable(&limits, &domain)?;
         for (what, until) in [("a block", &request.blocked_until), ("an exemption", &request.allowed_until)] {
             self.must_be_ahead(what, until.as_ref())?;
         }
@@ -166,9 +167,7 @@ impl<S: OperatorStore> Operations<S> {
         let name = convert::tier_name(&tier.domain, &tier.name)?;
         let domain = self.domain(&tier.domain)?;
         let definition = convert::tier_definition(&tier)?;
-        if let Some(algorithm) = definition.same_counter(&domain) {
-            return Err(convert::same_counter(Some(algorithm)));
-        }
+        tier_countable(&definition, &domain)?;
         let shown = convert::tier(&tier.domain, &tier.name, &definition);
         self.put(name, &Record::Tier(definition)).await?;
         Ok(shown)
@@ -213,7 +212,10 @@ impl<S: OperatorStore> Operations<S> {
 
     pub(super) async fn import_records(&self, request: proto::Records) -> Result<proto::ImportRecordsResponse, Problem> {
         let records = self.one_of_a_network(convert::import(&request)?)?;
-        let changes = records.into_iter().map(|(name, record)| change_to(name, Expected::Anything, &record));
+        self.all_countable(&records)?;
+        let changes = records.iter().map(|(name, record)| {
+            change_to(name.clone(), Expected::Anything, record).map_err(|problem| convert::in_record(name, problem))
+        });
         let changes: Vec<Change> = changes.collect::<Result<_, _>>()?;
         for page in changes.chunks(MAX_PAGE) {
             self.store.write(page).await?;
@@ -232,6 +234,22 @@ impl<S: OperatorStore> Operations<S> {
             }
         });
         by_network.collect()
+    }
+
+    /// Records of domains that are loaded have to be such as could be said of them one by one.
+    fn all_countable(&self, records: &[(RecordName, Record)]) -> Result<(), Problem> {
+        let rules = self.shared.rules();
+        for (name, record) in records {
+            let (RecordName::Subject { domain, .. } | RecordName::Tier { domain, .. }) = name else { continue };
+            let Some(domain) = rules.domains.get(domain.as_bytes()) else { continue };
+            let checked = match record {
+                Record::Subject(record) => countable(&record.limits, domain),
+                Record::Tier(definition) => tier_countable(definition, domain),
+                Record::Switch(_) => Ok(()),
+            };
+            checked.map_err(|problem| convert::in_record(name, problem))?;
+        }
+        Ok(())
     }
 
     /// What is over when it begins is a misspelling.
@@ -322,16 +340,23 @@ fn change_to(name: RecordName, expected: Expected, record: &Record) -> Result<Ch
     }
 }
 
-/// Limits that are a counter each in every rule that they are for.
-fn countable(limits: SubjectLimits, domain: &Domain) -> Result<SubjectLimits, Problem> {
-    let is_meant = |rule: &&Rule| match limits.rule.as_deref() {
-        Some(named) => rule.label() == named,
-        None => !rule.limits.is_empty() || rule.tiers.is_some(),
+/// # Errors
+/// For limits that are not a counter each in every rule that they are for.
+fn countable(limits: &[SubjectLimits], domain: &Domain) -> Result<(), Problem> {
+    let same_counter = |limits: &SubjectLimits| {
+        let is_meant = |rule: &&Rule| match limits.rule.as_deref() {
+            Some(named) => rule.label() == named,
+            None => !rule.limits.is_empty() || rule.tiers.is_some(),
+        };
+        domain.rules.iter().filter(is_meant).find_map(|rule| limits.same_counter(rule))
     };
-    match domain.rules.iter().filter(is_meant).find_map(|rule| limits.same_counter(rule)) {
-        Some(algorithm) => Err(convert::same_counter(Some(algorithm))),
-        None => Ok(limits),
-    }
+    limits.iter().find_map(same_counter).map_or(Ok(()), |algorithm| Err(convert::same_counter(Some(algorithm))))
+}
+
+/// # Errors
+/// Likewise for a tier's.
+fn tier_countable(definition: &TierDefinition, domain: &Domain) -> Result<(), Problem> {
+    definition.same_counter(domain).map_or(Ok(()), |algorithm| Err(convert::same_counter(Some(algorithm))))
 }
 
 fn overridden(

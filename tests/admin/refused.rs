@@ -61,6 +61,35 @@ async fn two_limits_that_would_be_one_counter() {
 }
 
 #[tokio::test]
+async fn records_whose_limits_would_be_one_counter_are_not_imported() {
+    let weir = Settings::with_rules(RULES).env("WEIR_ADMIN_LOCAL_CHANGES", "true").start().await;
+    let (plain, larger) = (json!({"limit": "4/minute"}), json!({"limit": "8/minute"}));
+    let named = |algorithm: &str| json!({"limit": "8/minute", "algorithm": algorithm});
+    let good = json!({"domain": "api", "subject": "user_id=good", "multiplier": 2});
+    let of = |domain: &str, rule: &str, limits: Value| json!({"domain": domain, "subject": "user_id=bad", "limits": [{"limits": [{"limit": "9/day"}]}, {"rule": rule, "limits": limits}]});
+    for (rule, limits, expected) in [
+        ("per-path", json!([plain, named("fixed_window")]), "two limits of fixed_window over the same time"),
+        ("per-user", json!([plain, named("token_bucket")]), "two limits of token_bucket over the same time"),
+        ("per-tenant", json!([plain, named("token_bucket")]), "two limits of token_bucket over the same time"),
+        ("", json!([plain, named("token_bucket")]), "two limits of token_bucket over the same time"),
+        ("per-path", json!([plain, larger]), "two limits over the same time"),
+    ] {
+        let said = refusal(&weir, "POST", "/v1/records", json!({"subjects": [good, of("api", rule, limits.clone())]})).await;
+        let whole = ["`user_id=bad`", "`api`", expected, "nothing was imported"];
+        assert!(whole.iter().all(|part| said.contains(part)), "{rule} {limits}: {said}");
+    }
+    let tier = |domain: &str| json!({"domain": domain, "name": "team", "limits": [plain, named("token_bucket")]});
+    let said = refusal(&weir, "POST", "/v1/records", json!({"subjects": [good], "tiers": [tier("api")]})).await;
+    assert!(said.contains("`team`") && said.contains("two limits of token_bucket over the same time"), "{said}");
+    assert_eq!(done(&weir, "GET", "/v1/records", json!(null)).await["subjects"], json!([]), "nothing is imported");
+
+    let elsewhere = of("not-loaded", "per-path", json!([plain, named("fixed_window")]));
+    let apart = of("api", "per-path", json!([plain, named("token_bucket")]));
+    let records = json!({"subjects": [good, elsewhere, apart], "tiers": [tier("not-loaded")]});
+    assert_eq!(done(&weir, "POST", "/v1/records", records).await, json!({"imported": 4}));
+}
+
+#[tokio::test]
 async fn a_multiplier_that_is_no_sensible_number() {
     let weir = open().start().await;
     let path = subject("u1");
