@@ -3,8 +3,8 @@
 
 use proptest::prelude::*;
 use weir::limit::{
-    Algorithm, DAY, HOUR, Limit, LimitError, MAX_EXACT, MAX_LOG_REQUESTS, MAX_WINDOW, MINUTE, Micros, Outcome, RetryAfter, SECOND,
-    State, Step, YEAR,
+    Algorithm, DAY, HOUR, Hit, Limit, LimitError, MAX_EXACT, MAX_LOG_REQUESTS, MAX_WINDOW, MINUTE, Micros, Outcome, RetryAfter,
+    SECOND, State, Step, YEAR,
 };
 
 const WINDOWS: [Micros; 9] = [1, 999, SECOND, MINUTE, MINUTE + 1_000, HOUR, DAY, YEAR, MAX_WINDOW];
@@ -216,4 +216,25 @@ fn usual_sizes_fit_every_algorithm() {
         }
     }
     assert!(Limit::new(Algorithm::FixedWindow, u64::from(u32::MAX), YEAR, None).is_ok());
+}
+
+/// What docs/algorithms.md says of the memory that it takes.
+#[test]
+fn a_log_in_debt_is_twice_as_long_and_no_longer() {
+    const LIMIT: u64 = 100;
+    let limit = Limit::new(Algorithm::SlidingLog, LIMIT, MINUTE, None).expect("a limit");
+    let mut state = None;
+    let mut longest = [0, 0];
+    for tick in 0..6 * LIMIT {
+        let is_charged = tick >= 3 * LIMIT;
+        let step = if is_charged { Limit::charge } else { Limit::step }(&limit, state.as_ref(), HOUR + tick, 1, None);
+        state = step.next.or(state);
+        let Some(State::Log { hits, .. }) = &state else { panic!("a log, not {state:?}") };
+        let longest = &mut longest[usize::from(is_charged)];
+        *longest = hits.len().max(*longest);
+    }
+    assert_eq!(longest.map(|pairs| pairs as u64), [LIMIT, 2 * LIMIT]);
+    assert_eq!((2 * MAX_LOG_REQUESTS, 2 * MAX_LOG_REQUESTS * size_of::<Hit>() as u64), (20_000, 320_000));
+    let page = include_str!("../docs/algorithms.md");
+    assert!(page.contains("at most 20,000 pairs") && page.contains("320 KB"), "the page says so");
 }

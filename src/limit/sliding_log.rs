@@ -1,9 +1,10 @@
 //! Sliding-window log: the exact count over the last window, as (tick, count) pairs, oldest first. A hit at tick t
-//! counts until tick t + period. Hits of one tick share a pair; the limit bounds the pairs ([`MAX_LOG_REQUESTS`]).
+//! counts until tick t + period. Hits of one tick share a pair; twice the limit bounds the pairs: what is charged although it is
+//! refused goes into debt of one further limit.
 
 use super::{Cost, Limit, Micros, RetryAfter, State, Step, allowed, denied};
 
-/// The largest sliding-window log: every hit is kept, at 16 bytes a pair.
+/// The largest limit of a sliding-window log: every hit is kept, at 16 bytes a pair, so with debt up to 320 KB.
 pub const MAX_LOG_REQUESTS: u64 = 10_000;
 
 /// `count` hits taken in tick `at`.

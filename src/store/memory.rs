@@ -29,7 +29,8 @@ const EVICTION_SAMPLE: usize = 8;
 const MIN_CAPACITY: usize = 64;
 /// Keys up to this length, in bytes, are stored beside their counters; most are.
 const INLINE_KEY: usize = 64;
-/// The bound on live counters unless a setting says otherwise: about 200 MB at 200 bytes each.
+/// The bound on live counters unless a setting says otherwise: about 200 MB at 200 bytes each, which most take; sliding-window
+/// logs take 16 bytes more for each of their pairs.
 pub const DEFAULT_MAX_COUNTERS: usize = 1_000_000;
 
 /// A store in memory.
