@@ -241,6 +241,31 @@ async fn callers_who_leave_do_not_disturb_the_others() {
 }
 
 #[tokio::test]
+async fn more_than_the_queue_holds_wait_for_room_in_it() {
+    let server = RedisServer::start();
+    let store = server.store(Clock::System).await;
+    let users: Vec<Group> = (0..10_000).map(|number| take(&format!("u{number}"))).collect();
+    let long = Wait::of(Duration::from_secs(60));
+    let answers = join_all(users.iter().map(|user| store.apply(user, long))).await;
+    assert!(answers.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
+async fn whoever_finds_no_room_in_time_was_kept_by_the_others() {
+    let server = RedisServer::start();
+    let store = server.store(Clock::System).await;
+    server.pause();
+    let (others, last) = (take("others"), take("last"));
+    let long = Wait::of(Duration::from_secs(60));
+    let mut waiting = Box::pin(join_all((0..10_000).map(|_| store.apply(&others, long))));
+    assert!((&mut waiting).now_or_never().is_none());
+    assert_eq!(store.apply(&last, Wait::of(Duration::from_millis(20))).await, Err(StoreError::Busy));
+    server.resume();
+    assert!(waiting.await.iter().all(Result::is_ok));
+    assert_eq!(counted(&store, "last").await, 0);
+}
+
+#[tokio::test]
 async fn a_probe_gives_up_a_connection_that_does_not_answer() {
     let server = RedisServer::start();
     let store = open(RedisSettings { store_timeout: Duration::from_millis(20), ..server.settings() });

@@ -271,6 +271,22 @@ async fn slow() {
     .await;
 }
 
+/// More requests at once than the lane has room for: what is short of room says nothing of Redis, which answers.
+#[tokio::test]
+async fn a_full_queue_in_front_of_a_good_redis_leaves_the_breaker_closed() {
+    in_time(async {
+        let redis = RedisServer::start();
+        let trial = Trial::connected(&redis.url(), 1).await;
+        let open = trial.breaker.watch();
+        let answers = join_all((0..10_000).map(|_| trial.ask("large", "u"))).await;
+        assert!(answers.iter().all(|&answer| answer == Answered::Ok || answer == Answered::Unavailable));
+        assert!(answers.contains(&Answered::Ok));
+        assert!(!trial.breaker.is_open() && !open.has_changed().expect("the breaker lives"), "Redis answered all along");
+        trial.is_exact("after").await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn emptied_of_data_and_of_scripts() {
     in_time(async {

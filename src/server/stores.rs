@@ -246,6 +246,7 @@ impl<S> Measured<S> {
             Ok(_) => return metrics.latency.record(wait.asked.elapsed()),
             Err(StoreError::Timeout) => &metrics.timeouts,
             Err(StoreError::Unavailable(_)) => &metrics.unavailable,
+            Err(StoreError::Busy) => &metrics.busy,
             Err(StoreError::Open) => &metrics.not_asked,
             Err(StoreError::Foreign(_) | StoreError::TooLarge(_)) => &metrics.refused,
         };

@@ -2,7 +2,8 @@
 //! while it is open calls are refused at once, and a task of its own probes until the store answers again.
 //!
 //! A failure is a store that cannot be reached, or one that had (nearly) the whole store timeout and did not answer. A caller
-//! that waits for less says nothing about the store when it runs out of patience.
+//! that waits for less says nothing about the store when it runs out of patience, nor does one who waited in our own queue
+//! while others were answered.
 
 use std::hash::BuildHasher;
 use std::pin::Pin;
@@ -100,7 +101,7 @@ impl<S> Guard<S> {
             Ok(_) | Err(StoreError::Foreign(_)) => self.shared.succeeded(wait.asked, &self.tally),
             Err(StoreError::Timeout) if wait.deadline.saturating_duration_since(wait.asked) < self.shared.patience => {}
             Err(error @ (StoreError::Timeout | StoreError::Unavailable(_))) => self.shared.failed(error),
-            Err(StoreError::Open | StoreError::TooLarge(_)) => {}
+            Err(StoreError::Busy | StoreError::Open | StoreError::TooLarge(_)) => {}
         }
     }
 }
@@ -316,6 +317,7 @@ mod tests {
         assert!(!opens(StoreError::Timeout, STORE_TIMEOUT / 2).await, "the caller had less patience");
         assert!(opens(away(), STORE_TIMEOUT / 2).await);
         assert!(!opens(StoreError::Foreign("a list".into()), STORE_TIMEOUT).await);
+        assert!(!opens(StoreError::Busy, STORE_TIMEOUT).await, "it answered others");
         assert!(!opens(StoreError::TooLarge(100_000), STORE_TIMEOUT).await, "what a caller asks for is not the store's failure");
     }
 

@@ -59,6 +59,10 @@ pub enum StoreError {
     /// The store cannot be reached, or the connection broke. What was under way may have been counted.
     #[error("the store is unavailable: {0}")]
     Unavailable(Arc<str>),
+    /// No answer in time for want of room or of a turn: too many requests wait for a store that answers others. Says nothing of
+    /// the store. It may have been counted; never retried.
+    #[error("too many requests are waiting for the store")]
+    Busy,
     /// Not asked: the circuit breaker is open.
     #[error("the store is failing and is not asked for now")]
     Open,

@@ -80,6 +80,8 @@ pub struct Store {
     pub latency: Latency,
     pub timeouts: Counter,
     pub unavailable: Counter,
+    /// Got no turn, because too many others waited.
+    pub busy: Counter,
     /// Not asked, because the breaker was open.
     pub not_asked: Counter,
     /// Keys that hold something else, and requests that are too large.
@@ -223,14 +225,14 @@ impl Reservations {
 
 impl Store {
     fn new(registry: &mut Registry) -> Store {
-        let kinds = ["timeout", "unavailable", "not_asked", "refused"];
+        let kinds = ["timeout", "unavailable", "busy", "not_asked", "refused"];
         let help = "Calls that the store gave no outcome for";
-        let [timeouts, unavailable, not_asked, refused] = counters(registry, "store_errors", help, "kind", kinds);
+        let [timeouts, unavailable, busy, not_asked, refused] = counters(registry, "store_errors", help, "kind", kinds);
         let latency = Latency::default();
         registry.register("store_latency_seconds", "What the store took to answer a call, queueing included", latency.clone());
         let breaker_open = Gauge::default();
         registry.register("store_breaker_open", "Whether the store is failing and not asked", breaker_open.clone());
-        Store { latency, timeouts, unavailable, not_asked, refused, breaker_open }
+        Store { latency, timeouts, unavailable, busy, not_asked, refused, breaker_open }
     }
 }
 

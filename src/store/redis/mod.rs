@@ -11,8 +11,10 @@ mod subjects;
 mod wire;
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 
 use deadpool_redis::redis::{RedisResult, cmd};
 use tokio::sync::mpsc::error::TrySendError;
@@ -115,7 +117,7 @@ impl RedisStore {
     }
 
     /// Queues a group.
-    fn send(&self, group: &Group, wait: Wait) -> Result<Queued, StoreError> {
+    fn send(&self, group: &Group, wait: Wait) -> Result<Queued<'_>, StoreError> {
         match Encoded::new(group, &self.connector.listed.hasher) {
             Some(encoded) => self.queue(encoded, wait),
             None => Err(StoreError::TooLarge(group.checks.len())),
@@ -123,16 +125,29 @@ impl RedisStore {
     }
 
     /// Queues a request. The lane does not watch a deadline that comes before that of one that was queued earlier.
-    fn queue(&self, encoded: Encoded, wait: Wait) -> Result<Queued, StoreError> {
+    fn queue(&self, encoded: Encoded, wait: Wait) -> Result<Queued<'_>, StoreError> {
         let deadline = wait.deadline.saturating_duration_since(self.start).as_nanos();
         let deadline = u64::try_from(deadline).unwrap_or(u64::MAX);
         let is_watched = self.latest_deadline.fetch_max(deadline, Ordering::Relaxed) <= deadline;
         let (respond, answer) = oneshot::channel();
-        match self.queue.try_send(Request { encoded, deadline: wait.deadline, respond: Some(respond) }) {
-            Ok(()) => Ok((answer, is_watched)),
-            Err(TrySendError::Full(_)) => Err(unavailable("too many requests are waiting")),
+        let request = Request { encoded, deadline: wait.deadline, respond: Some(respond) };
+        match self.queue.try_send(request) {
+            Ok(()) if is_watched => Ok(Queued::Watched(answer)),
+            Ok(()) => Ok(Queued::Unwatched(Box::pin(self.in_time(answer, wait, None)))),
+            Err(TrySendError::Full(request)) => Ok(Queued::Unwatched(Box::pin(self.in_time(answer, wait, Some(request))))),
             Err(TrySendError::Closed(_)) => Err(unavailable(ENDED)),
         }
+    }
+
+    /// The answer to a request, by its deadline. One that is not in the queue yet waits for room: others are in front of it, whatever
+    /// Redis does.
+    async fn in_time(&self, answer: Answer, wait: Wait, outside: Option<Request>) -> Result<Outcomes, StoreError> {
+        if let Some(request) = outside {
+            let entered = timeout_at(wait.deadline, self.queue.send(request)).await.map_err(|_| StoreError::Busy)?;
+            entered.map_err(|_| unavailable(ENDED))?;
+        }
+        let answer = timeout_at(wait.deadline, answer).await.map_err(|_| StoreError::Timeout)?;
+        answer.unwrap_or_else(|_| Err(unavailable(ENDED)))
     }
 
     /// The lane's connection, once there is one.
@@ -155,8 +170,29 @@ impl RedisStore {
     }
 }
 
-/// Where the answer to a request in the queue will be, and whether it comes by the deadline at the latest.
-type Queued = (oneshot::Receiver<Result<Outcomes, StoreError>>, bool);
+/// The answer to a request that the lane has, or will have.
+enum Queued<'s> {
+    /// It comes by the deadline at the latest.
+    Watched(Answer),
+    /// Boxed: it is seldom, and a call under way is not to be larger for it.
+    Unwatched(Pin<Box<dyn Future<Output = Result<Outcomes, StoreError>> + Send + 's>>),
+}
+
+/// Where the lane puts the answer to a request.
+type Answer = oneshot::Receiver<Result<Outcomes, StoreError>>;
+
+impl Future for Queued<'_> {
+    type Output = Result<Outcomes, StoreError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Queued::Watched(answer) => {
+                Pin::new(answer).poll(context).map(|answer| answer.unwrap_or_else(|_| Err(unavailable(ENDED))))
+            }
+            Queued::Unwatched(answer) => answer.as_mut().poll(context),
+        }
+    }
+}
 
 /// Why there is no answer from a lane that is no more.
 const ENDED: &str = "the connection's task has ended";
@@ -167,14 +203,7 @@ impl Store for RedisStore {
         if group.checks.is_empty() {
             return Ok(Outcomes::new());
         }
-        let (answer, is_watched) = self.send(group, wait)?;
-        let answer = if !is_watched {
-            let in_time = Box::pin(timeout_at(wait.deadline, answer));
-            in_time.await.unwrap_or(Ok(Err(StoreError::Timeout)))
-        } else {
-            answer.await
-        };
-        answer.unwrap_or_else(|_| Err(unavailable(ENDED)))
+        self.send(group, wait)?.await
     }
 }
 

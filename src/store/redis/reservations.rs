@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use super::batch::Status;
 use super::connect::Link;
 use super::wire::{self, Encoded};
-use super::{ENDED, RedisStore, STRANGE, unavailable};
+use super::{RedisStore, STRANGE, unavailable};
 use crate::limit::Outcome;
 use crate::rules::key::Key;
 use crate::store::reservations::{Gated, Kept, Passed, ReservationStore};
@@ -19,9 +19,7 @@ impl ReservationStore for RedisStore {
     async fn pass(&self, gated: &Gated, wait: Wait) -> Result<Passed, StoreError> {
         let encoded = Encoded::gated(gated, &self.connector.listed.hasher);
         let encoded = encoded.ok_or(StoreError::TooLarge(gated.group.checks.len() + 1))?;
-        let (answer, _) = self.queue(encoded, wait)?;
-        let answer = timeout_at(wait.deadline, answer).await.map_err(|_| StoreError::Timeout)?;
-        let mut outcomes = answer.unwrap_or_else(|_| Err(unavailable(ENDED)))?;
+        let mut outcomes = self.queue(encoded, wait)?.await?;
         if outcomes.is_empty() {
             return Err(unavailable(STRANGE));
         }
