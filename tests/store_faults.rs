@@ -287,6 +287,29 @@ async fn a_full_queue_in_front_of_a_good_redis_leaves_the_breaker_closed() {
     .await;
 }
 
+/// Redis is so slow that most requests never get a turn, and answers all that do.
+#[tokio::test]
+async fn those_who_wait_behind_others_leave_the_breaker_closed() {
+    in_time(async {
+        let redis = RedisServer::start_with(&["--enable-debug-command", "yes"]);
+        let trial = Trial::connected(&redis.url(), 1).await;
+        let open = trial.breaker.watch();
+        let mut own = redis.connection().await;
+        let busy = tokio::spawn(async move {
+            loop {
+                let mut sleep = deadpool_redis::redis::cmd("DEBUG");
+                sleep.arg("SLEEP").arg("0.04").query_async::<()>(&mut own).await.expect("Redis answers");
+            }
+        });
+        let answers = join_all((0..10_000).map(|_| trial.ask("large", "u"))).await;
+        busy.abort();
+        assert!(answers.contains(&Answered::Ok) && answers.contains(&Answered::Unavailable));
+        assert!(!trial.breaker.is_open() && !open.has_changed().expect("the breaker lives"), "Redis answered all along");
+        trial.is_exact("after").await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn emptied_of_data_and_of_scripts() {
     in_time(async {

@@ -53,14 +53,14 @@ impl Wait {
 /// Why a store gave no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// No answer in time. It may have been counted; never retried.
+    /// No answer in time, and none to others meanwhile. It may have been counted; never retried.
     #[error("the store did not answer in time")]
     Timeout,
     /// The store cannot be reached, or the connection broke. What was under way may have been counted.
     #[error("the store is unavailable: {0}")]
     Unavailable(Arc<str>),
-    /// No answer in time for want of room or of a turn: too many requests wait for a store that answers others. Says nothing of
-    /// the store. It may have been counted; never retried.
+    /// No answer in time, though others were answered meanwhile: too many requests wait for the store, which this says nothing
+    /// of. It may have been counted; never retried.
     #[error("too many requests are waiting for the store")]
     Busy,
     /// Not asked: the circuit breaker is open.

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use deadpool::managed::Object;
 use deadpool_redis::redis::{Cmd, RedisError, ServerErrorKind, Value};
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::connect::{Connector, Dialer, Link, Pauses};
 use super::wire::{self, Encoded, Listing};
 use super::{STRANGE, script, unavailable};
-use crate::store::{Clock, Outcomes, StoreError};
+use crate::store::{Clock, Outcomes, StoreError, Wait};
 
 /// Requests in the channel, and as many again that were taken off it, wait for the call under way; more than 10 ms of them at full
 /// speed.
@@ -28,14 +29,14 @@ const MAX_BATCH_CHECKS: usize = 512;
 /// A request in the queue. It outlives its caller, who may have stopped waiting.
 pub(super) struct Request {
     pub(super) encoded: Encoded,
-    pub(super) deadline: Instant,
+    pub(super) wait: Wait,
     /// `None` once it is answered.
     pub(super) respond: Option<oneshot::Sender<Result<Outcomes, StoreError>>>,
 }
 
 impl Request {
     fn is_wanted(&self, now: Instant) -> bool {
-        self.deadline > now && self.respond.as_ref().is_some_and(|respond| !respond.is_closed())
+        self.wait.deadline > now && self.respond.as_ref().is_some_and(|respond| !respond.is_closed())
     }
 
     fn answer(&mut self, answer: Result<Outcomes, StoreError>) {
@@ -46,10 +47,42 @@ impl Request {
     }
 
     /// Answers it if its deadline has passed.
-    fn expire(&mut self, now: Instant) {
-        if self.deadline <= now {
-            self.answer(Err(StoreError::Timeout));
+    fn expire(&mut self, now: Instant, last_reply: &LastReply) {
+        if self.wait.deadline <= now {
+            self.answer(Err(last_reply.why_none(self.wait.asked)));
         }
+    }
+}
+
+/// When Redis last answered a call over the lane's connection.
+pub(super) struct LastReply {
+    start: Instant,
+    /// In ns after the start; 0 before the first one.
+    after: AtomicU64,
+}
+
+impl LastReply {
+    pub(super) fn new() -> LastReply {
+        LastReply { start: Instant::now(), after: AtomicU64::new(0) }
+    }
+
+    fn has_come(&self) {
+        self.after.store(self.since_start(Instant::now()).max(1), Ordering::Relaxed);
+    }
+
+    fn forget(&self) {
+        self.after.store(0, Ordering::Relaxed);
+    }
+
+    /// Why there is no answer in time to who asked then. While others are answered, they are what it waits for: even if it was sent
+    /// in the end, the store had not its whole time for it.
+    pub(super) fn why_none(&self, asked: Instant) -> StoreError {
+        let is_answering = self.after.load(Ordering::Relaxed) > self.since_start(asked);
+        if is_answering { StoreError::Busy } else { StoreError::Timeout }
+    }
+
+    fn since_start(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
@@ -76,6 +109,7 @@ pub(super) struct Lane {
     pub(super) status: watch::Sender<Status>,
     /// Someone asks for a connection: no reason to pause any longer.
     pub(super) wanted: Arc<Notify>,
+    pub(super) last_reply: Arc<LastReply>,
 }
 
 impl Lane {
@@ -86,6 +120,7 @@ impl Lane {
             tracing::info!("connected to Redis");
             let reason = self.serve(&link).await;
             self.status.send_replace(Status::Connecting);
+            self.last_reply.forget();
             // Closes it, once nobody else uses it.
             drop(Object::take(link));
             match reason {
@@ -129,7 +164,7 @@ impl Lane {
         }
         loop {
             let unanswered = self.batch.iter().filter(|request| request.respond.is_some());
-            let next = unanswered.chain(self.waiting.front()).map(|request| request.deadline).min();
+            let next = unanswered.chain(self.waiting.front()).map(|request| request.wait.deadline).min();
             let overdue = async {
                 if let Some(next) = next {
                     sleep_until(next).await
@@ -151,13 +186,13 @@ impl Lane {
     /// Answers all whose deadline has passed.
     fn expire(&mut self) {
         let now = Instant::now();
-        self.batch.iter_mut().for_each(|request| request.expire(now));
+        self.batch.iter_mut().for_each(|request| request.expire(now, &self.last_reply));
         while self.waiting.len() < MAX_QUEUED
             && let Ok(request) = self.queue.try_recv()
         {
             self.waiting.push_back(request);
         }
-        self.waiting.iter_mut().for_each(|request| request.expire(now));
+        self.waiting.iter_mut().for_each(|request| request.expire(now, &self.last_reply));
         self.waiting.retain(|request| request.respond.is_some());
     }
 
@@ -198,7 +233,10 @@ impl Lane {
                 return ControlFlow::Continue(Arc::from("a call got no answer in time"));
             };
             match reply {
-                Ok(reply) => self.answer_all(&reply, &listings),
+                Ok(reply) => {
+                    self.last_reply.has_come();
+                    self.answer_all(&reply, &listings);
+                }
                 Err(Failure { reason, is_lost }) => {
                     self.fail_all(&StoreError::Unavailable(Arc::clone(&reason)));
                     if is_lost {
@@ -220,7 +258,7 @@ impl Lane {
                 checks += request.encoded.checks();
                 self.batch.push(request);
             } else {
-                request.answer(Err(StoreError::Timeout));
+                request.answer(Err(self.last_reply.why_none(request.wait.asked)));
             }
         }
     }

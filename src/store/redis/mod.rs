@@ -21,7 +21,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use self::batch::{Lane, MAX_QUEUED, Request, Status};
+use self::batch::{Lane, LastReply, MAX_QUEUED, Request, Status};
 use self::connect::Link;
 pub use self::connect::{Connector, RedisSettings, RedisSettingsError};
 pub use self::records::RedisRecords;
@@ -39,6 +39,7 @@ pub struct RedisStore {
     queue: mpsc::Sender<Request>,
     status: watch::Receiver<Status>,
     wanted: Arc<Notify>,
+    last_reply: Arc<LastReply>,
     connector: Connector,
     start: Instant,
     /// Of all that were queued; in ns since the start.
@@ -55,6 +56,7 @@ impl RedisStore {
         let (queue, queued) = mpsc::channel(MAX_QUEUED);
         let (status, seen) = watch::channel(Status::Connecting);
         let wanted = Arc::new(Notify::new());
+        let last_reply = Arc::new(LastReply::new());
         let lane = Lane {
             queue: queued,
             waiting: VecDeque::new(),
@@ -63,10 +65,11 @@ impl RedisStore {
             clock,
             status,
             wanted: Arc::clone(&wanted),
+            last_reply: Arc::clone(&last_reply),
         };
         tokio::spawn(lane.run());
         let (start, latest_deadline) = (Instant::now(), AtomicU64::new(0));
-        RedisStore { queue, status: seen, wanted, connector: connector.clone(), start, latest_deadline }
+        RedisStore { queue, status: seen, wanted, last_reply, connector: connector.clone(), start, latest_deadline }
     }
 
     /// Waits, however long it takes, until the lane is connected and Redis knows the script.
@@ -130,7 +133,7 @@ impl RedisStore {
         let deadline = u64::try_from(deadline).unwrap_or(u64::MAX);
         let is_watched = self.latest_deadline.fetch_max(deadline, Ordering::Relaxed) <= deadline;
         let (respond, answer) = oneshot::channel();
-        let request = Request { encoded, deadline: wait.deadline, respond: Some(respond) };
+        let request = Request { encoded, wait, respond: Some(respond) };
         match self.queue.try_send(request) {
             Ok(()) if is_watched => Ok(Queued::Watched(answer)),
             Ok(()) => Ok(Queued::Unwatched(Box::pin(self.in_time(answer, wait, None)))),
@@ -146,7 +149,7 @@ impl RedisStore {
             let entered = timeout_at(wait.deadline, self.queue.send(request)).await.map_err(|_| StoreError::Busy)?;
             entered.map_err(|_| unavailable(ENDED))?;
         }
-        let answer = timeout_at(wait.deadline, answer).await.map_err(|_| StoreError::Timeout)?;
+        let answer = timeout_at(wait.deadline, answer).await.map_err(|_| self.last_reply.why_none(wait.asked))?;
         answer.unwrap_or_else(|_| Err(unavailable(ENDED)))
     }
 
