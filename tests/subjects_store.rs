@@ -10,7 +10,7 @@ use std::time::Duration;
 use support::redis::RedisServer;
 use weir::limit::{Algorithm, Charge, Check, DAY, HOUR, Limit, MINUTE, Mode, Operation, SECOND};
 use weir::rules::key::{self, Key, Part};
-use weir::store::history::Tally;
+use weir::store::history::{MAX_COUNT, Tally};
 use weir::store::memory::MemoryStore;
 use weir::store::records::RecordView;
 use weir::store::redis::{Connector, RedisRecords, RedisSettings, RedisStore, RedisSubjects};
@@ -169,7 +169,29 @@ async fn histories_agree() {
 }
 
 #[tokio::test]
-async fn what_was_written_before_a_failure_counts_as_written() {
+async fn who_has_counted_as_much_as_there_is_stays_at_it_and_costs_the_others_nothing() {
+    let server = RedisServer::start();
+    let both = Both::new(&server).await;
+    let today = both.now.load(Ordering::Acquire) / DAY;
+    let name = |number: usize| format!("p|:api|{{user=u{number}}}|history").into_bytes().into_boxed_slice();
+    let all = Tally { allowed: 1, cost: u64::MAX, ..Tally::default() };
+    let some = Tally { allowed: 1, refused: 2, cost: 3, tier: Some("pro".into()) };
+    for turn in 1..=3_u64 {
+        let tallies = vec![(name(0), today, some.clone()), (name(1), today, all.clone()), (name(2), today, some.clone())];
+        let written = Remembered { written: 3, failure: None };
+        assert_eq!(both.memory_subjects.remember(tallies.clone()).await, written, "{turn}");
+        assert_eq!(both.redis_subjects.remember(tallies).await, written, "{turn}");
+        for number in 0..3 {
+            let by_redis = both.redis_subjects.recall(&name(number), today, today).await;
+            assert_eq!(by_redis, both.memory_subjects.recall(&name(number), today, today).await, "{turn}");
+            let known = &by_redis.expect("Redis answers")[0].1;
+            assert_eq!((known.allowed, known.cost), (turn, if number == 1 { MAX_COUNT } else { 3 * turn }));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_added_to_costs_the_others_nothing() {
     let server = RedisServer::start();
     let both = Both::new(&server).await;
     let today = both.now.load(Ordering::Acquire) / DAY;
@@ -179,10 +201,10 @@ async fn what_was_written_before_a_failure_counts_as_written() {
     let no_history = format!("{}|2026-01-01", name(1_500));
     let () = server.command(&["SET", &no_history, "a text, which no tally can be added to"]).await;
     let remembered = both.redis_subjects.remember(tallies.clone()).await;
-    assert!(remembered.written == 1_000 && remembered.failure.is_some(), "{remembered:?}");
-    for (number, expected) in [(0, vec![(today, one.clone())]), (999, vec![(today, one)]), (2_499, vec![])] {
+    assert!(remembered.written == 2_499 && remembered.failure.is_some(), "{remembered:?}");
+    for number in [0, 1_499, 1_501, 2_499] {
         let known = both.redis_subjects.recall(name(number).as_bytes(), today, today).await;
-        assert_eq!(known, Ok(expected), "{number}");
+        assert_eq!(known, Ok(vec![(today, one.clone())]), "{number}");
     }
     let () = server.command(&["DEL", &no_history]).await;
     assert_eq!(both.redis_subjects.remember(tallies).await, Remembered { written: 2_500, failure: None });

@@ -13,7 +13,10 @@ use super::subjects::Day;
 /// Subjects that one thread adds up between two flushes; of any further ones nothing is remembered.
 const MAX_PENDING: usize = 50_000;
 
-/// A day, or a part of one.
+/// As much as is counted of anything: what Redis can add up to.
+pub const MAX_COUNT: u64 = i64::MAX as u64;
+
+/// A day, or a part of one. Its counts stop at [`MAX_COUNT`].
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Tally {
     pub allowed: u64,
@@ -27,20 +30,28 @@ impl Tally {
     fn count(&mut self, request: &Remembered<'_>) {
         self.allowed += u64::from(request.is_allowed);
         self.refused += u64::from(!request.is_allowed);
-        self.cost = self.cost.saturating_add(request.cost);
+        self.spend(request.cost);
         if request.tier.is_some() && self.tier.as_deref() != request.tier {
             self.tier = request.tier.map(Into::into);
         }
     }
 
     pub fn add(&mut self, other: &Tally) {
-        self.allowed = self.allowed.saturating_add(other.allowed);
-        self.refused = self.refused.saturating_add(other.refused);
-        self.cost = self.cost.saturating_add(other.cost);
+        self.allowed = sum(self.allowed, other.allowed);
+        self.refused = sum(self.refused, other.refused);
+        self.spend(other.cost);
         if other.tier.is_some() {
             self.tier.clone_from(&other.tier);
         }
     }
+
+    fn spend(&mut self, cost: u64) {
+        self.cost = sum(self.cost, cost);
+    }
+}
+
+fn sum(one: u64, other: u64) -> u64 {
+    one.saturating_add(other).min(MAX_COUNT)
 }
 
 /// What all threads have added up; nothing before [`History::keep`].
@@ -112,7 +123,7 @@ impl Recorder {
 
     /// What a request cost that was counted before.
     pub fn record_cost(&self, request: &Remembered<'_>) {
-        self.add(request, |tally| tally.cost = tally.cost.saturating_add(request.cost));
+        self.add(request, |tally| tally.spend(request.cost));
     }
 
     fn add(&self, request: &Remembered<'_>, add: impl FnOnce(&mut Tally)) {

@@ -1,19 +1,24 @@
 //! Subjects in Redis: the index of a subject's counters, which the script keeps, and a hash for each day of its history.
 
-use deadpool_redis::redis::{cmd, pipe};
+use std::collections::HashSet;
+
+use deadpool_redis::redis::{Pipeline, RedisError, RedisResult, Value, cmd, pipe};
 use foldhash::fast::RandomState;
 
 use super::records::RedisRecords;
 use super::wire::{self, Encoded};
 use super::{Clock, STRANGE, batch, unavailable};
 use crate::rules::key::{self, Key};
-use crate::store::history::Tally;
+use crate::store::history::{MAX_COUNT, Tally};
 use crate::store::subjects::{Day, MAX_COUNTERS, Remembered, SubjectStore};
 use crate::store::{Group, Outcomes, StoreError};
 
 /// Subjects whose days are written by one pipeline.
 const MAX_PIPELINE: usize = 1_000;
 const SECONDS_A_DAY: u64 = 86_400;
+
+/// What is added to a day of a history, by its name.
+type Row = (Box<[u8]>, Day, Tally);
 
 /// Asks over the connection that follows the records.
 #[derive(Clone)]
@@ -59,28 +64,20 @@ impl SubjectStore for RedisSubjects {
         self.records.ask(&command).await
     }
 
-    /// Stops at the first pipeline that fails, and takes none of it for written.
-    async fn remember(&self, tallies: Vec<(Box<[u8]>, Day, Tally)>) -> Remembered {
+    /// Stops when there is no answer, and takes nothing of that pipeline for written. What Redis cannot add to is lost alone.
+    async fn remember(&self, tallies: Vec<Row>) -> Remembered {
         let mut remembered = Remembered::default();
         for part in tallies.chunks(MAX_PIPELINE) {
-            let mut pipeline = pipe();
-            for (name, day, tally) in part {
-                let key = of_day(name, *day);
-                for (field, count) in [("allowed", tally.allowed), ("refused", tally.refused), ("cost", tally.cost)] {
-                    if count > 0 {
-                        pipeline.cmd("HINCRBY").arg(&key).arg(field).arg(i64::try_from(count).unwrap_or(i64::MAX)).ignore();
-                    }
+            match self.add(part).await {
+                Ok(added) => {
+                    remembered.written += added.written;
+                    remembered.failure = remembered.failure.or(added.failure);
                 }
-                if let Some(tier) = &tally.tier {
-                    pipeline.cmd("HSET").arg(&key).arg("tier").arg(&**tier).ignore();
+                Err(error) => {
+                    remembered.failure = Some(error);
+                    break;
                 }
-                pipeline.cmd("EXPIRE").arg(&key).arg((self.kept_days + 1) * SECONDS_A_DAY).ignore();
             }
-            if let Err(error) = self.records.ask_all::<()>(&pipeline).await {
-                remembered.failure = Some(error);
-                break;
-            }
-            remembered.written += part.len() as u64;
         }
         remembered
     }
@@ -99,6 +96,80 @@ impl SubjectStore for RedisSubjects {
         });
         Ok(tallies.filter(|(_, tally)| *tally != Tally::default()).collect())
     }
+}
+
+impl RedisSubjects {
+    /// Adds rows to what is there; a count that would go beyond [`MAX_COUNT`] stays at it.
+    async fn add(&self, rows: &[Row]) -> Result<Remembered, StoreError> {
+        let failed = self.additions(rows).failed(&self.records).await?;
+        let (overflowed, mut failed): (Vec<_>, Vec<_>) = failed.into_iter().partition(|failed| failed.is_overflow());
+        let mut at_most = Commands::default();
+        for Failed { row, field, .. } in overflowed {
+            at_most.of(row, field, "HSET").arg(of_row(&rows[row])).arg(field).arg(MAX_COUNT);
+        }
+        failed.extend(at_most.failed(&self.records).await?);
+        let lost: HashSet<usize> = failed.iter().map(|failed| failed.row).collect();
+        let failure = failed.first().map(|failed| unavailable(&failed.error.to_string()));
+        Ok(Remembered { written: (rows.len() - lost.len()) as u64, failure })
+    }
+
+    fn additions(&self, rows: &[Row]) -> Commands {
+        let mut commands = Commands::default();
+        for (row, (name, day, tally)) in rows.iter().enumerate() {
+            let key = of_day(name, *day);
+            for (field, count) in [("allowed", tally.allowed), ("refused", tally.refused), ("cost", tally.cost)] {
+                if count > 0 {
+                    commands.of(row, field, "HINCRBY").arg(&key).arg(field).arg(count.min(MAX_COUNT));
+                }
+            }
+            if let Some(tier) = &tally.tier {
+                commands.of(row, "tier", "HSET").arg(&key).arg("tier").arg(&**tier);
+            }
+            commands.of(row, "", "EXPIRE").arg(&key).arg((self.kept_days + 1) * SECONDS_A_DAY);
+        }
+        commands
+    }
+}
+
+/// A pipeline, and the row and the field that each of its commands is for.
+#[derive(Default)]
+struct Commands {
+    pipeline: Pipeline,
+    places: Vec<(usize, &'static str)>,
+}
+
+/// A command that Redis did not carry out.
+struct Failed {
+    row: usize,
+    field: &'static str,
+    error: RedisError,
+}
+
+impl Commands {
+    fn of(&mut self, row: usize, field: &'static str, name: &str) -> &mut Pipeline {
+        self.places.push((row, field));
+        self.pipeline.cmd(name)
+    }
+
+    /// Carries them out; an error is one command's own.
+    async fn failed(mut self, records: &RedisRecords) -> Result<Vec<Failed>, StoreError> {
+        if self.places.is_empty() {
+            return Ok(Vec::new());
+        }
+        let answers: Vec<RedisResult<Value>> = records.ask_all(self.pipeline.ignore_errors()).await?;
+        let answered = self.places.into_iter().zip(answers);
+        Ok(answered.filter_map(|((row, field), answer)| Some(Failed { row, field, error: answer.err()? })).collect())
+    }
+}
+
+impl Failed {
+    fn is_overflow(&self) -> bool {
+        self.error.detail().is_some_and(|detail| detail.contains("would overflow"))
+    }
+}
+
+fn of_row((name, day, _): &Row) -> Vec<u8> {
+    of_day(name, *day)
 }
 
 /// `…|{user_id=u1}|history|2026-11-21`.
