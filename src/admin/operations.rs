@@ -85,8 +85,8 @@ impl<S: OperatorStore> Operations<S> {
             size => size.min(MAX_PAGE),
         };
         let page = self.store.list(&RecordName::subjects(&request.domain), &request.page_token, size).await?;
-        let next_page_token = next_page(&page, size);
-        let records = readable(page);
+        let next_page_token = page.next.unwrap_or_default();
+        let records = readable(page.records);
         let subjects = records.iter().filter_map(|(name, record)| match record {
             Record::Subject(record) => Some(shown(name, record)),
             _ => None,
@@ -147,19 +147,17 @@ impl<S: OperatorStore> Operations<S> {
 
     pub(super) async fn list_tiers(&self, request: proto::ListTiersRequest) -> Result<proto::ListTiersResponse, Problem> {
         let prefix = RecordName::tiers(&request.domain);
-        let (mut tiers, mut after) = (Vec::new(), String::new());
-        loop {
-            let page = self.store.list(&prefix, &after, MAX_PAGE).await?;
-            after = next_page(&page, MAX_PAGE);
-            for (name, record) in readable(page) {
+        let (mut tiers, mut after) = (Vec::new(), Some(String::new()));
+        while let Some(name) = after {
+            let page = self.store.list(&prefix, &name, MAX_PAGE).await?;
+            for (name, record) in readable(page.records) {
                 if let (RecordName::Tier { domain, tier }, Record::Tier(definition)) = (name, record) {
                     tiers.push(convert::tier(&domain, &tier, &definition));
                 }
             }
-            if after.is_empty() {
-                return Ok(proto::ListTiersResponse { tiers });
-            }
+            after = page.next;
         }
+        Ok(proto::ListTiersResponse { tiers })
     }
 
     pub(super) async fn define_tier(&self, request: proto::DefineTierRequest) -> Result<proto::Tier, Problem> {
@@ -203,8 +201,8 @@ impl<S: OperatorStore> Operations<S> {
             size => size.min(MAX_PAGE),
         };
         let page = self.store.list("", &request.page_token, size).await?;
-        let mut records = proto::Records { next_page_token: next_page(&page, size), ..proto::Records::default() };
-        for (name, record) in readable(page) {
+        let mut records = proto::Records { next_page_token: page.next.unwrap_or_default(), ..proto::Records::default() };
+        for (name, record) in readable(page.records) {
             convert::export(&mut records, &name, &record);
         }
         Ok(records)
@@ -402,13 +400,8 @@ fn shown(name: &RecordName, record: &SubjectRecord) -> proto::Subject {
     }
 }
 
-fn readable(page: Vec<(String, String)>) -> Vec<(RecordName, Record)> {
-    records::readable(page.into_iter().map(|(name, text)| (Cow::Owned(name), Cow::Owned(text))))
-}
-
-/// Where the next page begins; empty after the last one.
-fn next_page(page: &[(String, String)], size: usize) -> String {
-    page.last().filter(|_| page.len() >= size).map(|(name, _)| name.clone()).unwrap_or_default()
+fn readable(texts: Vec<(String, String)>) -> Vec<(RecordName, Record)> {
+    records::readable(texts.into_iter().map(|(name, text)| (Cow::Owned(name), Cow::Owned(text))))
 }
 
 /// # Errors

@@ -11,7 +11,7 @@ use crate::rules::key::Key;
 use crate::store::deny_cache::Refusals;
 use crate::store::history::Tally;
 use crate::store::memory::MemoryStore;
-use crate::store::records::{Change, MemoryRecords, RecordName, RecordStore, WriteError};
+use crate::store::records::{Change, MemoryRecords, Page, RecordName, RecordStore, WriteError};
 use crate::store::redis::{RedisRecords, RedisSubjects};
 use crate::store::subjects::{Day, MemorySubjects, Remembered, SubjectStore};
 use crate::store::{Clock, Group, Outcomes, StoreError};
@@ -87,7 +87,7 @@ impl RecordStore for Operators {
         }
     }
 
-    async fn list(&self, prefix: &str, after: &str, count: usize) -> Result<Vec<(String, String)>, StoreError> {
+    async fn list(&self, prefix: &str, after: &str, count: usize) -> Result<Page, StoreError> {
         match self {
             Operators::Memory { records, .. } => records.list(prefix, after, count).await,
             Operators::Redis { records, .. } => records.list(prefix, after, count).await,

@@ -82,19 +82,40 @@ async fn pages_follow_each_other() {
     for number in 0..5 {
         done(&weir, "PATCH", &subject(&format!("u{number}")), json!({"multiplier": 2})).await;
     }
-    let (mut names, mut token) = (Vec::new(), String::new());
-    loop {
-        let path = format!("/v1/domains/api/subjects?page_size=2&page_token={}", token.replace('|', "%7C").replace('=', "%3D"));
-        let page = done(&weir, "GET", &path, json!(null)).await;
-        names.extend(page["subjects"].as_array().expect("a list").iter().map(|subject| subject["subject"].to_string()));
-        page["next_page_token"].as_str().expect("a token").clone_into(&mut token);
-        if token.is_empty() {
-            break;
-        }
-    }
+    let mut names = in_pages_of_two(&weir, "/v1/domains/api/subjects").await;
     assert_eq!(names.len(), 5);
     names.dedup();
     assert_eq!(names.len(), 5);
+}
+
+/// The names of the subjects on all pages.
+async fn in_pages_of_two(weir: &Weir, list: &str) -> Vec<String> {
+    let (mut names, mut token) = (Vec::new(), String::new());
+    loop {
+        let path = format!("{list}?page_size=2&page_token={}", token.replace('|', "%7C").replace('=', "%3D"));
+        let page = done(weir, "GET", &path, json!(null)).await;
+        let name = |subject: &Value| subject["subject"].as_str().expect("a name").to_owned();
+        names.extend(page["subjects"].as_array().expect("a list").iter().map(name));
+        page["next_page_token"].as_str().expect("a token").clone_into(&mut token);
+        if token.is_empty() {
+            return names;
+        }
+    }
+}
+
+/// Evicted, or removed while the page is put together.
+#[tokio::test]
+async fn a_record_that_is_gone_does_not_end_the_list() {
+    let server = RedisServer::start();
+    let weir = open().redis(&server.url()).start().await;
+    for number in 0..5 {
+        done(&weir, "PATCH", &subject(&format!("u{number}")), json!({"multiplier": 2})).await;
+    }
+    let deleted: u64 = server.command(&["DEL", "w1|{records}|subject|api|user_id=u1"]).await;
+    assert_eq!(deleted, 1);
+    for list in ["/v1/domains/api/subjects", "/v1/records"] {
+        assert_eq!(in_pages_of_two(&weir, list).await, ["user_id=u0", "user_id=u2", "user_id=u3", "user_id=u4"], "{list}");
+    }
 }
 
 #[tokio::test]

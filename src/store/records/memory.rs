@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Change, Expected, MAX_RECORDS, RecordName, RecordStore, Subscriber, WriteError, readable};
+use super::{Change, Expected, MAX_RECORDS, Page, RecordName, RecordStore, Subscriber, WriteError, readable};
 use crate::store::StoreError;
 
 pub struct MemoryRecords {
@@ -26,11 +26,11 @@ impl RecordStore for MemoryRecords {
         Ok(self.texts.lock().get(&name.text()).cloned())
     }
 
-    async fn list(&self, prefix: &str, after: &str, count: usize) -> Result<Vec<(String, String)>, StoreError> {
+    async fn list(&self, prefix: &str, after: &str, count: usize) -> Result<Page, StoreError> {
         let texts = self.texts.lock();
         let from = if after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) };
         let named = texts.range::<str, _>((from, Bound::Unbounded)).take_while(|(name, _)| name.starts_with(prefix));
-        Ok(named.take(count).map(|(name, text)| (name.clone(), text.clone())).collect())
+        Ok(Page::new(named.take(count).map(|(name, text)| (name.clone(), Some(text.clone()))).collect(), count))
     }
 
     async fn write(&self, changes: &[Change]) -> Result<(), WriteError> {

@@ -87,18 +87,31 @@ pub trait Subscriber: Send + Sync {
     fn replaced(&self, records: Vec<(RecordName, Record)>);
 }
 
+/// A part of a list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Names and texts, in order. Also of a page in between there may be fewer than were asked for, or none: a record may go
+    /// while its page is read.
+    pub records: Vec<(String, String)>,
+    /// After which name the next page begins; `None` after the last one.
+    pub next: Option<String>,
+}
+
+impl Page {
+    /// Of the names as they were read, `count` at most, with what was found under them.
+    pub(super) fn new(named: Vec<(String, Option<String>)>, count: usize) -> Page {
+        let next = named.last().filter(|_| named.len() >= count).map(|(name, _)| name.clone());
+        Page { records: named.into_iter().filter_map(|(name, text)| Some((name, text?))).collect(), next }
+    }
+}
+
 /// Where records are kept.
 pub trait RecordStore: Send + Sync {
     fn read(&self, name: &RecordName) -> impl Future<Output = Result<Option<String>, StoreError>> + Send;
 
     /// At most `count` records in the order of their texts' names, from the first that begins with `prefix` and comes after
     /// `after`.
-    fn list(
-        &self,
-        prefix: &str,
-        after: &str,
-        count: usize,
-    ) -> impl Future<Output = Result<Vec<(String, String)>, StoreError>> + Send;
+    fn list(&self, prefix: &str, after: &str, count: usize) -> impl Future<Output = Result<Page, StoreError>> + Send;
 
     /// Writes all or nothing. This process goes by it when it returns; every other one does within half a second.
     fn write(&self, changes: &[Change]) -> impl Future<Output = Result<(), WriteError>> + Send;

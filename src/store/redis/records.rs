@@ -15,7 +15,7 @@ use super::connect::{Connector, Link};
 use super::{STRANGE, unavailable};
 use crate::rules::key::STATE_VERSION;
 use crate::store::StoreError;
-use crate::store::records::{Change, Expected, MAX_PAGE, MAX_RECORDS, RecordName, RecordStore, Subscriber, WriteError};
+use crate::store::records::{Change, Expected, MAX_PAGE, MAX_RECORDS, Page, RecordName, RecordStore, Subscriber, WriteError};
 
 /// How long an administrative call may take. No decision waits for one.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -158,13 +158,14 @@ impl RecordStore for RedisRecords {
         self.ask(&command).await
     }
 
-    async fn list(&self, prefix: &str, after: &str, count: usize) -> Result<Vec<(String, String)>, StoreError> {
-        let names: Vec<String> = self.ask(&page(&self.keys, prefix, after, count.min(MAX_PAGE))).await?;
+    async fn list(&self, prefix: &str, after: &str, count: usize) -> Result<Page, StoreError> {
+        let count = count.min(MAX_PAGE);
+        let names: Vec<String> = self.ask(&page(&self.keys, prefix, after, count)).await?;
         if names.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Page::default());
         }
         let texts: Vec<Option<String>> = self.ask(&texts(&self.keys, &names)).await?;
-        Ok(names.into_iter().zip(texts).filter_map(|(name, text)| Some((name, text?))).collect())
+        Ok(Page::new(names.into_iter().zip(texts).collect(), count))
     }
 
     async fn write(&self, changes: &[Change]) -> Result<(), WriteError> {
