@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use self::prepared::{Prepared, Undecided};
+use self::reservations::Arrival;
 use crate::limit::{Algorithm, Mode, Operation, Outcome, RetryAfter, SECOND};
 use crate::rules::decision::{Code, Decision, Degraded};
 use crate::rules::plan::{Plan, PlanSettings, Planned};
@@ -245,7 +246,8 @@ impl<S: Store> Limiter<S> {
     // All but the waiting is in functions of their own: what they work with is no part of the future, which is as large as a
     // call under way is.
     pub async fn decide(&self, request: &Request<'_>, arrival: Instant, patience: Option<Duration>) -> Answer {
-        let mut prepared = match self.prepare(request, patience) {
+        let (call, now) = (Arrival { at: arrival, patience }, Instant::now());
+        let mut prepared = match self.prepare(request, self.longest_hold(call, now)) {
             Ok(prepared) => prepared,
             Err(undecided) => {
                 let answer = Answer::from(undecided);
@@ -255,7 +257,7 @@ impl<S: Store> Limiter<S> {
         };
         self.count_unknown_tiers(&prepared);
         let outcomes = match &prepared.plan {
-            Some(plan) if !plan.group.checks.is_empty() => self.store.apply(&plan.group, self.wait(arrival, patience)).await,
+            Some(plan) if !plan.group.checks.is_empty() => self.store.apply(&plan.group, self.wait(call, now)).await,
             _ => Ok(Outcomes::new()),
         };
         let answer = self.conclude(request, &mut prepared, outcomes);

@@ -420,6 +420,21 @@ async fn stopping_lets_calls_finish() {
     assert!(TcpStream::connect(grpc).await.is_err(), "nobody listens any more");
 }
 
+/// Counters in memory leave all of the caller's time for the wait, however long a store might be given.
+#[tokio::test]
+async fn an_answer_is_held_back_for_as_long_as_its_caller_waits() {
+    let served = Served::with(RULES, |settings| settings.store_timeout = Duration::from_secs(600)).await;
+    let mut client = served.client().await;
+    let mut ask = async |patience: Duration| {
+        let descriptor = RateLimitDescriptor { hits_addend: Some(5), ..entry(b"queued", b"x") };
+        let mut call = tonic::Request::new(request("d", vec![descriptor]));
+        call.set_timeout(patience);
+        client.should_rate_limit(call).await.unwrap().into_inner().overall_code
+    };
+    assert_eq!([ask(Duration::from_secs(300)).await, ask(Duration::from_secs(300)).await], [1, 1]);
+    served.stop().await;
+}
+
 #[tokio::test]
 async fn old_connections_are_replaced_without_a_lost_call() {
     let served = Served::with(RULES, |settings| settings.max_connection_age = Duration::from_millis(20)).await;

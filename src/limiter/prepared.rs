@@ -5,6 +5,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::reservations::Arrival;
 use super::{Decided, Held, Limiter, MAX_DESCRIPTORS, RETURN_TIME};
 use crate::limit::{Micros, Outcome};
 use crate::rules::Domain;
@@ -58,8 +59,8 @@ impl Prepared {
 }
 
 impl<S: Store> Limiter<S> {
-    /// Plans a request of a caller that waits for `patience`.
-    pub(super) fn prepare(&self, request: &Request<'_>, patience: Option<Duration>) -> Result<Prepared, Undecided> {
+    /// Plans a request whose answer may be held back for so long.
+    pub(super) fn prepare(&self, request: &Request<'_>, longest_hold: Option<Duration>) -> Result<Prepared, Undecided> {
         well_formed(request).map_err(Undecided::Invalid)?;
         let held = self.held();
         if held.rules.revision == 0 {
@@ -75,7 +76,7 @@ impl<S: Store> Limiter<S> {
         let mut plan = None;
         if switch != Switch::AllowAll {
             let micros = |patience: Duration| u64::try_from(patience.as_micros()).unwrap_or(u64::MAX);
-            let moment = Moment { now, patience: usable(patience).map(micros) };
+            let moment = Moment { now, patience: longest_hold.map(micros) };
             let planned = plan::plan(&held.domains[place].domain, request, settings, moment, &shared.records);
             plan = Some(planned.map_err(|problem| Undecided::Invalid(problem.to_string()))?);
         }
@@ -87,16 +88,23 @@ impl<S: Store> Limiter<S> {
         prepared.planned().filter(|(domain, _)| self.shared.history.is_kept() && !domain.subject.is_empty())
     }
 
-    /// How long the store may take for what is left of a call that came in at `arrival`: all that it is asked is done within one
-    /// store timeout of that.
-    pub(super) fn wait(&self, arrival: Instant, patience: Option<Duration>) -> Wait {
-        wait(arrival, patience, self.shared.settings.store_timeout)
+    /// How long the store may take, asked now, for what is left of a call: all that it is asked is done within one store timeout of
+    /// the call's arrival.
+    pub(super) fn wait(&self, call: Arrival, now: Instant) -> Wait {
+        wait(call, now, self.shared.settings.store_timeout)
+    }
+
+    /// How long the answer to a call may be held back for its caller to have it in time. A delay counts from when the store decides,
+    /// which may be as late as its timeout allows: a delay that might not be over in time is not to be admitted.
+    pub(super) fn longest_hold(&self, call: Arrival, now: Instant) -> Option<Duration> {
+        let decided_after = if self.store.takes_time() { self.shared.settings.store_timeout } else { Duration::ZERO };
+        usable(call.patience).map(|usable| usable.saturating_sub(decided_after.max(now.saturating_duration_since(call.at))))
     }
 }
 
-fn wait(arrival: Instant, patience: Option<Duration>, store_timeout: Duration) -> Wait {
-    let timeout = usable(patience).map_or(store_timeout, |usable| usable.min(store_timeout));
-    Wait { asked: Instant::now(), deadline: arrival + timeout }
+fn wait(call: Arrival, now: Instant, store_timeout: Duration) -> Wait {
+    let timeout = usable(call.patience).map_or(store_timeout, |usable| usable.min(store_timeout));
+    Wait { asked: now, deadline: call.at + timeout }
 }
 
 /// What of a caller's patience there is for a decision.
@@ -145,10 +153,11 @@ mod tests {
         let impatient = Some(Duration::from_millis(30) + RETURN_TIME);
         for (patience, expected) in [(None, 100), (longest, 100), (impatient, 30), (Some(Duration::ZERO), 0)] {
             for passed in [0, 70, 700] {
-                let at = Instant::now() - Duration::from_millis(passed);
-                let left = wait(at, patience, TIMEOUT);
+                let at = Instant::now();
+                let now = at + Duration::from_millis(passed);
+                let left = wait(Arrival { at, patience }, now, TIMEOUT);
                 assert_eq!(left.deadline, at + Duration::from_millis(expected), "asked after {passed} ms");
-                assert!(left.asked >= at + Duration::from_millis(passed));
+                assert_eq!(left.asked, now);
             }
         }
     }

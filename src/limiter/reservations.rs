@@ -119,7 +119,7 @@ impl<S: ReservationStore> Limiter<S> {
     }
 
     async fn try_reserve(&self, order: &Order<'_, '_>, key_prefix: &str, arrival: Arrival) -> Result<Reserved, Problem> {
-        let mut prepared = self.prepare(order.request, arrival.patience)?;
+        let mut prepared = self.prepare(order.request, self.longest_hold(arrival, Instant::now()))?;
         self.count_unknown_tiers(&prepared);
         let of_one = group(&prepared);
         if let Some(plan) = &mut prepared.plan {
@@ -133,14 +133,14 @@ impl<S: ReservationStore> Limiter<S> {
         let gate = Gate::Reserve { estimate: order.estimate, ttl: order.ttl };
         let gated = Gated { key, gate, memo, group: group(&prepared) };
         for _ in 0..ATTEMPTS {
-            match self.store.pass(&gated, self.wait(arrival.at, arrival.patience)).await {
+            match self.store.pass(&gated, self.wait(arrival, Instant::now())).await {
                 Ok(Passed::Decided { outcomes, expires }) => {
                     let id = || reservation::shown(&gated.key, key_prefix);
                     let named = expires.map(|expires| Named { id: id(), expires: Some(expires) });
                     return Ok(self.made(order, prepared, &outcomes, named).await);
                 }
                 Ok(Passed::Shut { .. }) => {
-                    let Some(kept) = self.store.kept(&gated.key, self.wait(arrival.at, arrival.patience)).await? else { continue };
+                    let Some(kept) = self.store.kept(&gated.key, self.wait(arrival, Instant::now())).await? else { continue };
                     let id = reservation::shown(&gated.key, key_prefix);
                     return self.repeated(order, prepared, &of_one, &kept, id);
                 }
@@ -163,7 +163,7 @@ impl<S: ReservationStore> Limiter<S> {
         key_prefix: &str,
         arrival: Arrival,
     ) -> Result<Reserved, Problem> {
-        match self.store.kept(key, self.wait(arrival.at, arrival.patience)).await {
+        match self.store.kept(key, self.wait(arrival, Instant::now())).await {
             Ok(Some(kept)) => self.repeated(order, prepared, &Group::default(), &kept, reservation::shown(key, key_prefix)),
             Ok(None) => {
                 let named = Named { id: reservation::unlimited(order.estimate), expires: None };
@@ -257,18 +257,18 @@ impl<S: ReservationStore> Limiter<S> {
         let key = reservation::key_named(id, key_prefix);
         let key = key.ok_or_else(|| Problem::Invalid("id: it is none that Reserve has answered".to_owned()))?;
         for _ in 0..ATTEMPTS {
-            let kept = self.store.kept(&key, self.wait(arrival.at, arrival.patience)).await?.ok_or(Problem::Absent)?;
+            let kept = self.store.kept(&key, self.wait(arrival, Instant::now())).await?.ok_or(Problem::Absent)?;
             let Reservation { estimate, made, actual: first, .. } = kept.reservation;
             if let Some(first) = first {
                 return self.committed_before(estimate, first, actual);
             }
             let memo = Memo::decode(&kept.memo).ok_or_else(not_ours)?;
             // A request that can be planned no more has the limits that it had.
-            let mut current = self.prepare(&memo.request, arrival.patience).ok();
+            let mut current = self.prepare(&memo.request, None).ok();
             let limits = current.as_ref().map(group).unwrap_or_default();
             let group = reservation::difference(&memo, &kept.outcomes, estimate, actual, &limits);
             let gated = Gated { key: key.clone(), gate: Gate::Commit { actual, made }, memo: Arc::default(), group };
-            match self.store.pass(&gated, self.wait(arrival.at, arrival.patience)).await? {
+            match self.store.pass(&gated, self.wait(arrival, Instant::now())).await? {
                 Passed::Decided { .. } => {
                     self.shared.metrics.reservations.committed.inc();
                     self.record_committed(&memo.request, current.as_mut(), actual);

@@ -215,6 +215,10 @@ impl Store for ThreadStore {
             ThreadStore::Redis(store) => store.apply(group, wait).await,
         }
     }
+
+    fn takes_time(&self) -> bool {
+        matches!(self, ThreadStore::Redis(_))
+    }
 }
 
 impl ReservationStore for ThreadStore {

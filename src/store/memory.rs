@@ -227,6 +227,10 @@ impl Store for MemoryStore {
     async fn apply(&self, group: &Group, _: Wait) -> Result<Outcomes, StoreError> {
         Ok(self.decide(group))
     }
+
+    fn takes_time(&self) -> bool {
+        false
+    }
 }
 
 impl Shard {

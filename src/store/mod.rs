@@ -32,6 +32,11 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When nothing can be said about the group; see [`StoreError`] for whether it may have been counted.
     fn apply(&self, group: &Group, wait: Wait) -> impl Future<Output = Result<Outcomes, StoreError>> + Send;
+
+    /// Whether an answer may take as long as the [`Wait`] allows, because someone else is asked for it.
+    fn takes_time(&self) -> bool {
+        true
+    }
 }
 
 /// How long a store may take. It is told when it was asked because many want to know, and a look at the clock costs as much
