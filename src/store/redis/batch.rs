@@ -314,3 +314,22 @@ pub(super) async fn evaluate(link: &mut Link, command: &Cmd) -> Result<Vec<u8>, 
         _ => Err(Failure { reason: Arc::from(STRANGE), is_lost: true }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_while_others_are_answered_says_nothing_of_the_store() {
+        let last_reply = LastReply::new();
+        let asked = Instant::now();
+        let is_busy = || matches!(last_reply.why_none(asked), StoreError::Busy);
+        assert!(!is_busy(), "nobody was answered yet");
+        while Instant::now() == asked {}
+        last_reply.has_come();
+        assert!(is_busy());
+        assert!(matches!(last_reply.why_none(Instant::now()), StoreError::Timeout), "nobody was answered since");
+        last_reply.forget();
+        assert!(!is_busy(), "what came over another connection");
+    }
+}
