@@ -5,6 +5,7 @@ mod in_process;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use clap::Parser;
 use in_process::settings;
@@ -12,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
 use weir::cli::bench::{BenchArgs, Report, measure};
 use weir::server::Server;
+use weir::settings::Settings;
 
 const RULES: &str = "\
 domain: shop
@@ -36,9 +38,15 @@ async fn bench(target: SocketAddr, flags: &'static str) -> anyhow::Result<Report
 
 /// A server with these rules, loaded.
 async fn server() -> (Server, tempfile::TempDir) {
+    server_with(|_| {}).await
+}
+
+async fn server_with(change: impl FnOnce(&mut Settings)) -> (Server, tempfile::TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
     fs::write(directory.path().join("rules.yaml"), RULES).expect("written");
-    let server = Server::start(settings(directory.path())).await.expect("a server");
+    let mut settings = settings(directory.path());
+    change(&mut settings);
+    let server = Server::start(settings).await.expect("a server");
     (server, directory)
 }
 
@@ -89,6 +97,20 @@ async fn answers_that_are_no_decision_are_named() {
     assert_eq!(report.grpc_status.keys().collect::<Vec<_>>(), ["UNAVAILABLE"]);
     assert!(report.overall_code.is_empty());
     assert!(report.errors.contains_key("UNAVAILABLE: no rate limit configuration loaded"), "{:?}", report.errors);
+}
+
+/// Whoever asks for another connection gets one, and the calls that it did not take.
+#[tokio::test]
+async fn a_server_that_closes_connections_loses_no_call() {
+    let (server, _rules) = server_with(|settings| settings.max_connection_age = Duration::from_millis(50)).await;
+    for flags in [
+        "--domain shop --descriptor user=u --connections 2 --in-flight 4 --warmup 0s --duration 1s",
+        "--domain shop --descriptor user=u --connections 2 --in-flight 4 --warmup 0s --duration 1s --rate 200",
+    ] {
+        let report = bench(server.addresses.grpc, flags).await.unwrap();
+        assert!(report.answers > 0 && report.errors.is_empty() && report.unanswered == 0, "{report}");
+    }
+    server.stop().await;
 }
 
 #[tokio::test]

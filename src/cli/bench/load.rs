@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use h2::Reason;
 use h2::client::SendRequest;
 use http::Request;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
 
@@ -241,17 +242,26 @@ impl Worker {
     }
 }
 
-/// Keeps one connection open and its slots busy.
+/// Keeps one connection open and its slots busy. A server that closes it asks for another one: what it did not take is sent there.
 async fn connection(worker: Arc<Worker>, seed: u64) {
+    let random = |number| Random::new((seed << 16) + number as u64);
+    let mut idle: Vec<Slot> = (0..worker.load.in_flight).map(|number| Slot { random: random(number), owed: None }).collect();
     while Instant::now() < worker.schedule.end {
         match connect(&worker.load).await {
             Ok((sender, driver)) => {
-                let driver = tokio::spawn(driver);
+                let closing = Arc::new(watch::Sender::new(false));
+                let driver = tokio::spawn({
+                    let closing = closing.clone();
+                    async move {
+                        driver.await;
+                        closing.send_replace(true);
+                    }
+                });
                 let mut slots = JoinSet::new();
-                for number in 0..worker.load.in_flight {
-                    slots.spawn(slot(worker.clone(), sender.clone(), Random::new((seed << 16) + number as u64)));
+                for slot in idle.drain(..) {
+                    slots.spawn(slot.run(worker.clone(), sender.clone(), closing.clone()));
                 }
-                slots.join_all().await;
+                idle = slots.join_all().await;
                 driver.abort();
             }
             Err(error) => {
@@ -275,21 +285,49 @@ async fn connect(load: &Load) -> Result<(SendRequest<Bytes>, impl Future<Output 
     Ok((sender, driver))
 }
 
-/// Calls until the end, or until the connection takes no more calls.
-async fn slot(worker: Arc<Worker>, sender: SendRequest<Bytes>, mut random: Random) {
-    let patience = Duration::from_secs_f64((worker.schedule.end + DRAIN - Instant::now()).as_secs_f64());
-    let mut deadline = pin!(tokio::time::sleep(patience));
-    let mut sender = sender;
-    loop {
-        let Ok(ready) = sender.ready().await else { return };
-        sender = ready;
-        let Some(due) = worker.next().await else { return };
-        let message = worker.load.requests.draw(&mut random);
-        let result = call(&mut sender, worker.head.clone(), message, deadline.as_mut()).await;
-        let is_last = result.is_none();
-        worker.count(due, result);
-        if is_last {
-            return;
+/// Makes one call after the other.
+struct Slot {
+    random: Random,
+    /// A call that the last connection did not take: when it was due, and what it asks.
+    owed: Option<(Instant, Bytes)>,
+}
+
+impl Slot {
+    /// Calls until the end, or until the connection takes no more calls.
+    async fn run(mut self, worker: Arc<Worker>, sender: SendRequest<Bytes>, closing: Arc<watch::Sender<bool>>) -> Slot {
+        let patience = Duration::from_secs_f64((worker.schedule.end + DRAIN - Instant::now()).as_secs_f64());
+        let mut deadline = pin!(tokio::time::sleep(patience));
+        let mut sender = sender;
+        let mut is_closing = closing.subscribe();
+        loop {
+            let Ok(ready) = sender.ready().await else { return self };
+            sender = ready;
+            let (due, message) = match self.owed.take() {
+                Some(owed) => owed,
+                None => {
+                    let due = tokio::select! {
+                        biased;
+                        due = worker.next() => due,
+                        _ = is_closing.wait_for(|is_closing| *is_closing) => None,
+                    };
+                    let Some(due) = due else { return self };
+                    (due, worker.load.requests.draw(&mut self.random))
+                }
+            };
+            let result = call(&mut sender, worker.head.clone(), message.clone(), deadline.as_mut()).await;
+            if let Some(Err(error)) = &result
+                && error.is_go_away()
+                && error.reason() == Some(Reason::NO_ERROR)
+            {
+                closing.send_replace(true);
+                self.owed = Some((due, message));
+                return self;
+            }
+            let is_last = result.is_none();
+            worker.count(due, result);
+            if is_last {
+                return self;
+            }
         }
     }
 }
