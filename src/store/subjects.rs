@@ -79,13 +79,12 @@ impl Histories {
             Some(place) => &mut self.by_name[place],
             None => self.by_name.entry(name.into()).or_default(),
         };
-        match days.binary_search_by_key(&day, |(day, _)| *day) {
-            Ok(place) => days[place].1.add(tally),
-            Err(place) => {
-                days.insert(place, (day, tally.clone()));
-                self.days += 1;
-            }
-        }
+        let place = days.binary_search_by_key(&day, |(day, _)| *day).unwrap_or_else(|place| {
+            days.insert(place, (day, Tally::default()));
+            self.days += 1;
+            place
+        });
+        days[place].1.add(tally);
     }
 
     /// Of a few subjects the one that was seen least makes room, while there are more days than there may be: those that callers make
