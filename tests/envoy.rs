@@ -54,6 +54,25 @@ async fn requests_pass_until_the_limit_and_are_429_then() {
     assert_eq!(envoy.stat("cluster.upstream.ratelimit.over_limit").await, 2);
 }
 
+/// The file that users start from, beside the rules that weir starts with; what it protects is weir's own HTTP port.
+#[tokio::test]
+async fn the_example_configuration_works_with_the_example_rules() {
+    let weir = Settings::with_rules(include_str!("../config/rules/example.yaml")).start().await;
+    let mut config = include_str!("../config/envoy.yaml").to_owned();
+    for (port, free) in [(10_000, 0), (8_081, weir.grpc), (8_000, weir.http)] {
+        let (written, wanted) = (format!("port_value: {port}}}"), format!("port_value: {free}}}"));
+        assert!(config.contains(&written), "{port}");
+        // Without the timeout of a quick answer, which a busy machine may not give.
+        config = config.replace(&written, &wanted).replace("timeout: 0.02s", "timeout: 10s");
+    }
+    let envoy = Envoy::of_yaml(&config).await;
+    let ann: [(&str, &[u8]); 1] = [("x-login", b"ann")];
+    let answers = statuses(&envoy, &ann, 5).await;
+    assert_eq!(answers[3..], [429, 429], "three attempts a minute: {answers:?}");
+    assert!(answers[..3].iter().all(|&status| status != 429), "{answers:?}");
+    assert_ne!(envoy.get(&[("x-login", b"bob")]).await.status, 429);
+}
+
 #[tokio::test]
 async fn headers_and_body_reach_the_caller() {
     let rules = RULES

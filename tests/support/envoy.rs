@@ -107,9 +107,21 @@ impl Front {
 impl Envoy {
     async fn start(front: &Front) -> Envoy {
         let directory = tempfile::Builder::new().prefix("envoy").tempdir().expect("a temporary directory can be made");
+        let config = front.config(directory.path()).to_string();
+        Envoy::of_config(directory, "envoy.json", &config).await
+    }
+
+    /// By a configuration file of YAML, whose listener is `front`. It gets the admin port that it does not have.
+    pub async fn of_yaml(text: &str) -> Envoy {
+        let directory = tempfile::Builder::new().prefix("envoy").tempdir().expect("a temporary directory can be made");
+        let config = format!("admin: {{address: {}}}\n{text}", any_port());
+        Envoy::of_config(directory, "envoy.yaml", &config).await
+    }
+
+    async fn of_config(directory: TempDir, name: &str, text: &str) -> Envoy {
         let admin_file = directory.path().join("admin");
-        let config = directory.path().join("envoy.json");
-        fs::write(&config, front.config(directory.path()).to_string()).expect("the directory is writable");
+        let config = directory.path().join(name);
+        fs::write(&config, text).expect("the directory is writable");
         let mut process = Command::new(binary())
             .args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warn"])
             .arg("--config-path")
