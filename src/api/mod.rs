@@ -1,6 +1,7 @@
 //! What callers speak: Envoy's gRPC service, the same messages as JSON, and reservations. The only place that knows the protocol's
 //! types.
 
+pub mod body;
 pub mod convert;
 mod decode;
 pub mod headers;

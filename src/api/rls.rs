@@ -81,7 +81,7 @@ impl<S: Store + 'static> RlsService<S> {
     /// Answers one call, from its HTTP/2 request on.
     pub fn call<B>(&self, request: http::Request<B>) -> BoxFuture<http::Response<Body>, Infallible>
     where
-        B: HttpBody<Data = Bytes> + Send + 'static,
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<StdError> + Send + 'static,
     {
         let (arrival, patience) = (Instant::now(), patience(request.headers()));
@@ -97,7 +97,7 @@ async fn answer<S: Store, B>(
     patience: Option<Duration>,
 ) -> Result<RateLimitResponse, Status>
 where
-    B: HttpBody<Data = Bytes>,
+    B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
     let message = unary::read(body, MAX_MESSAGE).await?;

@@ -1,12 +1,11 @@
 //! One gRPC call with one message each way, straight over HTTP/2. What a framework does beside that, for streams, compression
 //! and interceptors, costs more than a decision.
 
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Response, header};
 use hyper::body::{Body as HttpBody, Frame};
 use prost::Message;
@@ -14,113 +13,65 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::StdError;
 
+use super::body::{self, Bounds, Unread};
+
 /// What stands before a message: whether it is compressed, and four bytes of length.
 const PREFIX: usize = 5;
 
-/// What all messages of this process that have not come whole may hold: each is small, but a peer may begin thousands.
-const MAX_UNFINISHED: usize = 64 << 20;
-static UNFINISHED: AtomicUsize = AtomicUsize::new(0);
-
-/// Reads a call's message, of at most `longest` bytes.
+/// Reads a call's message, of at most `longest` bytes, and its prefix. Only a call that has ended has one message and no more:
+/// until then it counts as one that has not come whole.
 ///
 /// # Errors
-/// For a body that is not exactly one uncompressed message of that length, and one that breaks off; RESOURCE_EXHAUSTED when too
-/// many have begun and not ended.
-pub(super) async fn read<B>(body: B, longest: usize) -> Result<Bytes, Status>
+/// For a body that is not exactly one uncompressed message of that length, and one that breaks off; DEADLINE_EXCEEDED when it does
+/// not come within [`body::MAX_TIME`], RESOURCE_EXHAUSTED when too many have begun and not ended.
+pub(super) fn read<B>(body: B, longest: usize) -> impl Future<Output = Result<Bytes, Status>>
 where
-    B: HttpBody<Data = Bytes>,
+    B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
-    let mut body = pin!(body);
-    let mut whole = Whole::default();
-    while !(whole.is_complete() && body.is_end_stream()) {
-        match poll_fn(|context| body.as_mut().poll_frame(context)).await {
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => whole.add(data, longest)?,
-                // Trailers: nothing comes after them.
-                Err(_) => break,
-            },
-            Some(Err(error)) => return Err(Status::cancelled(format!("the call broke off: {}", error.into()))),
-            None => break,
-        }
-    }
-    whole.message()
+    read_within(Bounds::within(body::MAX_TIME), body, longest)
 }
 
-/// What has come so far. Nearly always all at once: then nothing is copied.
-#[derive(Default)]
-struct Whole {
-    first: Bytes,
-    rest: BytesMut,
-    /// With its prefix; 0 while that is not known.
-    length: usize,
-    unfinished: Unfinished,
-}
-
-/// A message's part in [`UNFINISHED`], given back when it is dropped.
-#[derive(Default)]
-struct Unfinished(usize);
-
-impl Unfinished {
-    fn grow_to(&mut self, length: usize) -> Result<(), Status> {
-        let more = length.saturating_sub(self.0);
-        self.0 += more;
-        if UNFINISHED.fetch_add(more, Ordering::Relaxed) + more > MAX_UNFINISHED {
-            return Err(Status::resource_exhausted("too many messages have begun and not ended"));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if self.0 > 0 {
-            UNFINISHED.fetch_sub(self.0, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Whole {
-    fn add(&mut self, data: Bytes, longest: usize) -> Result<(), Status> {
-        if self.first.is_empty() && self.rest.is_empty() {
-            self.first = data;
-        } else {
-            self.rest.extend_from_slice(&std::mem::take(&mut self.first));
-            self.rest.extend_from_slice(&data);
-        }
-        if self.length == 0
-            && let Some([flag, length @ ..]) = self.bytes().first_chunk::<PREFIX>()
-        {
-            if *flag != 0 {
-                return Err(Status::unimplemented("compressed messages are not supported"));
-            }
-            let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
-            if length > longest {
-                return Err(Status::out_of_range(format!("a message of {length} bytes; at most {longest} are read")));
-            }
-            self.length = PREFIX + length;
-        }
-        if self.length > 0 && self.bytes().len() > self.length {
-            return Err(Status::internal("more than one message in a call that takes one"));
-        }
-        if self.is_complete() { Ok(()) } else { self.unfinished.grow_to(self.bytes().len()) }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        if self.rest.is_empty() { &self.first } else { &self.rest }
-    }
-
-    fn is_complete(&self) -> bool {
-        self.length > 0 && self.bytes().len() == self.length
-    }
-
-    fn message(self) -> Result<Bytes, Status> {
-        if !self.is_complete() {
+fn read_within<B>(bounds: Bounds, body: B, longest: usize) -> impl Future<Output = Result<Bytes, Status>>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
+    let whole = body::read(body, bounds, move |begun| length(begun, longest).map(|_| ()));
+    whole.map(move |whole| {
+        let mut whole = whole?;
+        if length(&whole, longest)? != Some(whole.len()) {
             return Err(Status::internal("the call ended before its message did"));
         }
-        let mut whole = if self.rest.is_empty() { self.first } else { self.rest.freeze() };
         whole.advance(PREFIX);
         Ok(whole)
+    })
+}
+
+/// How long a message that begins so is, with its prefix; `None` while that is not known.
+fn length(begun: &[u8], longest: usize) -> Result<Option<usize>, Status> {
+    let Some([flag, length @ ..]) = begun.first_chunk::<PREFIX>() else { return Ok(None) };
+    if *flag != 0 {
+        return Err(Status::unimplemented("compressed messages are not supported"));
+    }
+    let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+    if length > longest {
+        return Err(Status::out_of_range(format!("a message of {length} bytes; at most {longest} are read")));
+    }
+    if begun.len() > PREFIX + length {
+        return Err(Status::internal("more than one message in a call that takes one"));
+    }
+    Ok(Some(PREFIX + length))
+}
+
+impl From<Unread> for Status {
+    fn from(unread: Unread) -> Status {
+        let reason = unread.to_string();
+        match unread {
+            Unread::Full => Status::resource_exhausted(reason),
+            Unread::Slow(_) => Status::deadline_exceeded(reason),
+            Unread::BrokenOff(_) => Status::cancelled(reason),
+        }
     }
 }
 
@@ -176,9 +127,10 @@ impl HttpBody for OneMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::stream;
+    use futures_util::{StreamExt as _, stream};
     use http_body_util::{BodyExt, StreamBody};
     use std::convert::Infallible;
+    use std::time::Duration;
     use tonic::Code;
 
     const LONGEST: usize = 10;
@@ -219,22 +171,14 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_is_begun_and_not_ended_is_bounded_and_given_back() {
-        const LENGTH: usize = 4 << 20;
-        let mut most = BytesMut::from(&b"\0\x00\x40\0\0"[..]);
-        most.resize(LENGTH, 0);
-        let most = most.freeze();
-        let mut begun: Vec<Whole> = Vec::new();
-        let refused = loop {
-            begun.push(Whole::default());
-            if let Some(Err(refused)) = begun.last_mut().map(|whole| whole.add(most.clone(), LENGTH)) {
-                break refused;
-            }
-        };
-        assert_eq!((refused.code(), begun.len()), (Code::ResourceExhausted, MAX_UNFINISHED / LENGTH + 1));
-        begun.truncate(1);
-        assert!(Whole::default().add(most, LENGTH).is_ok());
+    #[tokio::test]
+    async fn a_message_whose_call_does_not_end_is_answered_in_the_end() {
+        for begun in [&b""[..], b"\0\0", b"\0\0\0\0\x03ab", b"\0\0\0\0\x03abc"] {
+            let piece = Ok::<_, Infallible>(Frame::data(Bytes::from_static(begun)));
+            let body = StreamBody::new(stream::iter([piece]).chain(stream::pending()));
+            let read = read_within(Bounds::within(Duration::ZERO), body, LONGEST).await;
+            assert_eq!(read.map_err(|status| status.code()), Err(Code::DeadlineExceeded), "{begun:?}");
+        }
     }
 
     #[tokio::test]
