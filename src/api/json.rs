@@ -1,19 +1,21 @@
 //! `POST /json`: the same messages as over gRPC, in protobuf's own JSON mapping. For people with curl, and callers without gRPC.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
-use axum::response::{IntoResponse, Response};
+use axum::body::{Body, Bytes, HttpBody as _};
+use axum::extract::State;
+use axum::response::{AppendHeaders, IntoResponse, Response};
 use axum::routing::post;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use tokio::time::Instant;
-use tonic::Code;
+use tonic::{Code, Status};
 
+use super::body::{self, Bounds, Unread};
 use super::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse, rate_limit_response};
 use super::rls::{MAX_MESSAGE, Rls};
 use super::{DESCRIPTOR_SET, convert, headers};
@@ -28,34 +30,80 @@ struct Messages {
 struct Service<S> {
     rls: Arc<Rls<S>>,
     messages: Messages,
+    bounds: Bounds,
 }
 
-/// Answers `POST /json`.
-pub fn router<S: Store + 'static>(rls: Arc<Rls<S>>) -> Router {
-    let service = Arc::new(Service { rls, messages: Messages::new() });
-    Router::new().route("/json", post(answer::<S>)).layer(DefaultBodyLimit::max(MAX_MESSAGE)).with_state(service)
+/// Answers `POST /json`. A body may take `body_time` to come whole.
+pub fn router<S: Store + 'static>(rls: Arc<Rls<S>>, body_time: Duration) -> Router {
+    let service = Arc::new(Service { rls, messages: Messages::new(), bounds: Bounds::within(body_time) });
+    Router::new().route("/json", post(answer::<S>)).with_state(service)
 }
 
-async fn answer<S: Store + 'static>(State(service): State<Arc<Service<S>>>, body: Bytes) -> Response {
+async fn answer<S: Store + 'static>(State(service): State<Arc<Service<S>>>, body: Body) -> Result<Response, Problem> {
+    let body = read(body, service.bounds).await?;
     let arrival = Instant::now();
-    let request = match service.messages.request(&body) {
-        Ok(request) => request,
-        Err(reason) => return problem(StatusCode::BAD_REQUEST, &reason),
+    let request = service.messages.request(&body).map_err(|reason| Problem::new(StatusCode::BAD_REQUEST, reason))?;
+    let response = service.rls.answer(&convert::request(&request), arrival, None).await?;
+    let is_over = response.overall_code == rate_limit_response::Code::OverLimit as i32;
+    let status = if is_over { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::OK };
+    Ok((status, response_headers(&response, is_over), service.messages.response(&response)).into_response())
+}
+
+async fn read(body: Body, bounds: Bounds) -> Result<Bytes, Problem> {
+    let check = |length| match usize::try_from(length) {
+        Ok(0..=MAX_MESSAGE) => Ok(()),
+        _ => Err(Problem::unread(StatusCode::PAYLOAD_TOO_LARGE, format!("{length} bytes; at most {MAX_MESSAGE} are read"))),
     };
-    match service.rls.answer(&convert::request(&request), arrival, None).await {
-        Ok(response) => {
-            let is_over = response.overall_code == rate_limit_response::Code::OverLimit as i32;
-            let status = if is_over { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::OK };
-            (status, response_headers(&response, is_over), service.messages.response(&response)).into_response()
-        }
-        Err(error) if error.code() == Code::InvalidArgument => problem(StatusCode::BAD_REQUEST, error.message()),
-        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, error.message()),
+    // Before any of it comes, where it says how long it is.
+    check(body.size_hint().lower())?;
+    body::read(body, bounds, |begun| check(begun.len() as u64)).await
+}
+
+/// Why there is no decision.
+struct Problem {
+    status: StatusCode,
+    reason: String,
+    /// What is left of the body will not be read, and so nothing that comes after it.
+    is_unread: bool,
+}
+
+impl Problem {
+    fn new(status: StatusCode, reason: String) -> Problem {
+        Problem { status, reason, is_unread: false }
+    }
+
+    fn unread(status: StatusCode, reason: String) -> Problem {
+        Problem { status, reason, is_unread: true }
     }
 }
 
-fn problem(status: StatusCode, reason: &str) -> Response {
-    let body = serde_json::json!({ "error": reason }).to_string();
-    (status, [(CONTENT_TYPE, "application/json")], body).into_response()
+impl From<Status> for Problem {
+    fn from(status: Status) -> Problem {
+        let code = match status.code() {
+            Code::InvalidArgument => StatusCode::BAD_REQUEST,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Problem::new(code, status.message().to_owned())
+    }
+}
+
+impl From<Unread> for Problem {
+    fn from(unread: Unread) -> Problem {
+        let status = match unread {
+            Unread::Full => StatusCode::SERVICE_UNAVAILABLE,
+            Unread::Slow(_) => StatusCode::REQUEST_TIMEOUT,
+            Unread::BrokenOff(_) => StatusCode::BAD_REQUEST,
+        };
+        Problem::unread(status, unread.to_string())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = serde_json::json!({ "error": self.reason }).to_string();
+        let close = self.is_unread.then_some(AppendHeaders([(CONNECTION, "close")]));
+        (self.status, [(CONTENT_TYPE, "application/json")], close, body).into_response()
+    }
 }
 
 /// What Envoy would add to its answer, and always when to come back.

@@ -25,8 +25,8 @@ use tonic_health::server::HealthReporter;
 
 use crate::admin::access::{Access, TokenFileError};
 use crate::admin::{self, AdminApi, Operations};
-use crate::api::json;
 use crate::api::rls::Rls;
+use crate::api::{body, json};
 use crate::config::watch::Watcher;
 use crate::limiter::{Limiter, LimiterSettings, Shared};
 use crate::settings::{Settings, StoreSetting, redacted};
@@ -133,7 +133,7 @@ impl Server {
 
         let max_age = settings.max_connection_age;
         let healthcheck = http::healthcheck(readiness.clone());
-        let public = healthcheck.clone().merge(json::router(rls()));
+        let public = healthcheck.clone().merge(json::router(rls(), body::MAX_TIME));
         let operators = stores.for_operators(&shared, &readiness, settings.history_days);
         let look = {
             let (stores, shared, readiness, operators) = (stores.clone(), shared.clone(), readiness.clone(), operators.clone());
