@@ -47,7 +47,7 @@ async fn answer(mut stream: TcpStream) -> String {
     String::from_utf8(answer).expect("an answer is text")
 }
 
-/// The first of the calls that is answered.
+/// What the first of them that is answered says.
 async fn first(begun: &mut JoinSet<String>) -> String {
     let mut first = None;
     eventually("an answer to what has not ended", async || {
@@ -121,33 +121,51 @@ async fn status(client: Client, path: &str, message: Bytes, is_ended: bool) -> S
     let mut client = client.ready().await.expect("an open connection");
     let (response, mut sending) = client.send_request(request.body(()).expect("a request"), false).expect("an open connection");
     sending.send_data(message, is_ended).expect("an open stream");
-    let response = response.await.expect("an answer");
-    response.headers()["grpc-status"].to_str().expect("a number").to_owned()
+    let (head, mut body) = response.await.expect("an answer").into_parts();
+    while body.data().await.is_some() {}
+    let trailers = body.trailers().await.expect("trailers").unwrap_or_default();
+    let status = head.headers.get("grpc-status").or(trailers.get("grpc-status")).expect("an end");
+    status.to_str().expect("a number").to_owned()
 }
 
 #[tokio::test]
 async fn grpc_messages_are_bounded_until_their_calls_end_and_given_back() {
-    const MESSAGES: usize = 5_000;
-    let weir = Settings::with_rules(RULES).start().await;
-    let before = weir.resident();
-    // Whole, but for the end of the stream.
-    let (client, small) = (h2_connection(&weir).await, message(16_000));
-    let mut begun = JoinSet::new();
-    for _ in 0..MESSAGES {
-        begun.spawn(status(client.clone(), SHOULD_RATE_LIMIT, small.clone(), false));
+    for path in [SHOULD_RATE_LIMIT, "/weir.v1.ReservationService/Reserve", "/weir.v1.ReservationService/Commit"] {
+        const MESSAGES: usize = 5_000;
+        let weir = Settings::with_rules(RULES).start().await;
+        let before = weir.resident();
+        // Whole, but for the end of the stream.
+        let (client, small) = (h2_connection(&weir).await, message(16_000));
+        let mut begun = JoinSet::new();
+        for _ in 0..MESSAGES {
+            begun.spawn(status(client.clone(), path, small.clone(), false));
+        }
+        assert_eq!(first(&mut begun).await, "8", "{path}");
+        let now = weir.resident();
+        assert!(now < before + ALLOWED, "{path}: {now} bytes resident, {before} before");
+        let whole = status(h2_connection(&weir).await, path, small, true).await;
+        assert_eq!(whole, "13", "{path}: what comes whole is read all the same");
+        begun.shutdown().await;
+        drop(client);
+        eventually("room for a message in many parts", async || {
+            status(h2_connection(&weir).await, path, message(LONGEST), true).await == "13"
+        })
+        .await;
     }
-    assert_eq!(first(&mut begun).await, "8");
-    let now = weir.resident();
-    assert!(now < before + ALLOWED, "{now} bytes resident, {before} before");
-    assert_eq!(
-        status(h2_connection(&weir).await, SHOULD_RATE_LIMIT, small, true).await,
-        "13",
-        "what comes whole is read all the same"
-    );
-    begun.shutdown().await;
-    drop(client);
-    eventually("room for a message in many parts", async || {
-        status(h2_connection(&weir).await, SHOULD_RATE_LIMIT, message(LONGEST), true).await == "13"
-    })
-    .await;
+}
+
+#[tokio::test]
+async fn health_and_reflection_read_no_long_messages() {
+    let weir = Settings::with_rules(RULES).start().await;
+    let client = h2_connection(&weir).await;
+    // Reflection ends without a word.
+    for (path, expected) in [
+        ("/grpc.health.v1.Health/Check", "11"),
+        ("/grpc.health.v1.Health/Watch", "11"),
+        ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "0"),
+        ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "0"),
+    ] {
+        let mut begun = JoinSet::from_iter([status(client.clone(), path, message(LONGEST).slice(..100), false)]);
+        assert_eq!(first(&mut begun).await, expected, "{path}");
+    }
 }

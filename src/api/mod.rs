@@ -9,7 +9,7 @@ pub mod json;
 mod metadata;
 pub mod reservations;
 pub mod rls;
-mod unary;
+pub mod unary;
 
 /// The messages of `proto/`, generated.
 #[allow(clippy::all, missing_docs)]

@@ -6,7 +6,8 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame};
 use prost::Message;
 use tonic::Status;
@@ -18,7 +19,7 @@ use super::body::{self, Bounds, Unread};
 /// What stands before a message: whether it is compressed, and four bytes of length.
 const PREFIX: usize = 5;
 
-/// Reads a call's message, of at most `longest` bytes, and its prefix. Only a call that has ended has one message and no more:
+/// Reads a call's message, of at most `longest` bytes without its prefix. Only a call that has ended has one message and no more:
 /// until then it counts as one that has not come whole.
 ///
 /// # Errors
@@ -29,9 +30,28 @@ where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
-    read_within(Bounds::within(body::MAX_TIME), body, longest)
+    read_within(Bounds::within(body::MAX_TIME), body, longest).map(|whole| {
+        let mut whole = whole?;
+        whole.advance(PREFIX);
+        Ok(whole)
+    })
 }
 
+/// The same for a call that a framework answers, which would itself wait for the end of any number of calls, and for ever.
+///
+/// # Errors
+/// As [`read`].
+pub async fn whole<B>(call: Request<B>, longest: usize) -> Result<Request<Full<Bytes>>, Status>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
+    let (head, body) = call.into_parts();
+    let whole = read_within(Bounds::within(body::MAX_TIME), body, longest).await?;
+    Ok(Request::from_parts(head, Full::new(whole)))
+}
+
+/// With its prefix.
 fn read_within<B>(bounds: Bounds, body: B, longest: usize) -> impl Future<Output = Result<Bytes, Status>>
 where
     B: HttpBody<Data = Bytes> + Unpin,
@@ -39,12 +59,11 @@ where
 {
     let whole = body::read(body, bounds, move |begun| length(begun, longest).map(|_| ()));
     whole.map(move |whole| {
-        let mut whole = whole?;
-        if length(&whole, longest)? != Some(whole.len()) {
-            return Err(Status::internal("the call ended before its message did"));
+        let whole = whole?;
+        match length(&whole, longest)? {
+            Some(length) if length == whole.len() => Ok(whole),
+            _ => Err(Status::internal("the call ended before its message did")),
         }
-        whole.advance(PREFIX);
-        Ok(whole)
     })
 }
 

@@ -4,7 +4,9 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use http::Request;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::Service;
 use tonic::body::Body;
@@ -13,11 +15,15 @@ use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_reflection::server::Builder;
 
-use crate::api::DESCRIPTOR_SET;
 use crate::api::proto::weir::v1::reservation_service_server::ReservationServiceServer;
 use crate::api::reservations::{self, Reservations};
 use crate::api::rls::{Rls, RlsService};
+use crate::api::{DESCRIPTOR_SET, unary};
 use crate::store::reservations::ReservationStore;
+
+const HEALTH: &str = "grpc.health.v1.Health";
+/// The longest message to health and to reflection: it names a service or a symbol.
+const MAX_NAMING: usize = 4 << 10;
 
 /// Everything that one gRPC port answers.
 pub struct GrpcService<S> {
@@ -50,24 +56,41 @@ pub fn other_services(health: HealthServer<impl Health>) -> Routes {
     };
     let is_encoded = "the descriptor sets are compiled in";
     Routes::new(health)
-        .add_service(reflection().build_v1().expect(is_encoded))
-        .add_service(reflection().build_v1alpha().expect(is_encoded))
+        .add_service(reflection().build_v1().expect(is_encoded).max_decoding_message_size(MAX_NAMING))
+        .add_service(reflection().build_v1alpha().expect(is_encoded).max_decoding_message_size(MAX_NAMING))
         .prepare()
 }
 
 impl<S: ReservationStore + 'static> Service<Request<Incoming>> for GrpcService<S> {
-    type Response = http::Response<Body>;
+    type Response = Response<Body>;
     type Error = Infallible;
     type Future = BoxFuture<Self::Response, Infallible>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        if RlsService::<S>::serves(request.uri().path()) {
+        let path = request.uri().path();
+        if RlsService::<S>::serves(path) {
             return self.rls.call(request);
         }
-        if request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(reservations::SERVICE)).is_some() {
-            return tower::Service::call(&mut self.reservations.clone(), request);
+        match service_of(path) {
+            reservations::SERVICE => Box::pin(once_whole(self.reservations.clone(), request, reservations::MAX_MESSAGE)),
+            HEALTH => Box::pin(once_whole(Routes::clone(&self.others), request, MAX_NAMING)),
+            _ => Box::pin(tower::Service::call(&mut Routes::clone(&self.others), request)),
         }
-        let mut others = Routes::clone(&self.others);
-        Box::pin(tower::Service::call(&mut others, request))
+    }
+}
+
+/// `package.Service` of `/package.Service/Method`.
+fn service_of(path: &str) -> &str {
+    path.strip_prefix('/').and_then(|path| path.split('/').next()).unwrap_or_default()
+}
+
+/// Answers a call with one message, which has come whole before the service hears of it.
+async fn once_whole<S>(mut service: S, request: Request<Incoming>, longest: usize) -> Result<Response<Body>, Infallible>
+where
+    S: tower::Service<Request<Full<Bytes>>, Response = Response<Body>, Error = Infallible>,
+{
+    match unary::whole(request, longest).await {
+        Ok(request) => service.call(request).await,
+        Err(status) => Ok(status.into_http()),
     }
 }
