@@ -60,6 +60,12 @@ pub(super) static CALLS: &[Call] = &[
     call("ImportRecords", Role::Change, Method::POST, "/v1/records"),
 ];
 
+/// The call of a path over gRPC.
+pub(super) fn by_path(path: &str) -> Option<&'static Call> {
+    let name = path.strip_prefix('/')?.strip_prefix(SERVICE)?.strip_prefix('/')?;
+    CALLS.iter().find(|call| call.name == name)
+}
+
 /// A call that is not listed needs the most.
 fn role(name: &str) -> Role {
     CALLS.iter().find(|call| call.name == name).map_or(Role::Change, |call| call.role)
@@ -96,12 +102,20 @@ impl<S: OperatorStore> AdminApi<S> {
 
     /// Who calls, if they may. What is `known` of the request already goes to the audit of a refused change.
     pub(super) fn admit(&self, name: &str, head: &Head<'_>, known: impl FnOnce() -> String) -> Result<Caller, CallError> {
-        let admitted = self.access.admit(role(name), head.headers, head.uri, head.peer);
-        if let (Err(refusal), Role::Change) = (&admitted, role(name)) {
+        self.look(name, head).map_err(|refusal| self.refuse(name, head, refusal, known))
+    }
+
+    /// Who calls, if they may; the audit hears nothing of it.
+    pub(super) fn look(&self, name: &str, head: &Head<'_>) -> Result<Caller, Refusal> {
+        self.access.admit(role(name), head.headers, head.uri, head.peer)
+    }
+
+    pub(super) fn refuse(&self, name: &str, head: &Head<'_>, refusal: Refusal, known: impl FnOnce() -> String) -> CallError {
+        if role(name) == Role::Change {
             let (by, from) = (refusal.by(), head.peer.map(|Peer(address)| display(address)));
             tracing::warn!(target: "audit", by, from, call = name, request = cut(known()), outcome = %refusal, "audit: refused");
         }
-        Ok(admitted?)
+        refusal.into()
     }
 
     /// A change whose request cannot be read, of which only this much is `known`.
@@ -217,7 +231,7 @@ calls! {
     "ImportRecords" import_records Records -> ImportRecordsResponse;
 }
 
-fn status(error: CallError) -> tonic::Status {
+pub(super) fn status(error: CallError) -> tonic::Status {
     let message = error.to_string();
     match error {
         CallError::Refused(Refusal::Unauthenticated(_)) => tonic::Status::unauthenticated(message),

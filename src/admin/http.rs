@@ -1,12 +1,13 @@
 //! The admin API over HTTP: the messages of the gRPC service as JSON.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::to_bytes;
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{Query, RawPathParams, Request, State};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, get, on};
 use http::header::{ACCEPT, CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
@@ -14,6 +15,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use prost::Message;
 use prost_reflect::DynamicMessage;
 use serde_json::{Map, Value};
+use tokio::time::timeout;
 use tonic::service::Routes;
 use tonic_reflection::server::Builder;
 
@@ -26,6 +28,11 @@ use super::proto::weir::admin::v1::admin_service_server::AdminServiceServer;
 
 /// The longest body: a thousand large records.
 const MAX_BODY: usize = 32 << 20;
+
+/// How much of a refused call over gRPC is read, for the audit, and how long it may take to come.
+const MAX_REFUSED: (usize, Duration) = (4 << 10, Duration::from_secs(10));
+/// The longest message to reflection: it names a symbol.
+const MAX_NAMING: usize = 4 << 10;
 
 /// The API over HTTP and, with reflection, over gRPC, and `GET /openapi.json`, beside what `others` answer: a path that none of
 /// them has is refused in words. Whoever serves it says where each connection comes from ([`Peer`]).
@@ -49,9 +56,9 @@ pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>, others: Router)
     let reflection = || Builder::configure().register_encoded_file_descriptor_set(DESCRIPTOR_SET);
     let is_encoded = "the descriptor set is compiled in";
     let grpc = Routes::new(grpc)
-        .add_service(reflection().build_v1().expect(is_encoded))
-        .add_service(reflection().build_v1alpha().expect(is_encoded));
-    let grpc = grpc.into_axum_router().layer(from_fn(only_grpc));
+        .add_service(reflection().build_v1().expect(is_encoded).max_decoding_message_size(MAX_NAMING))
+        .add_service(reflection().build_v1alpha().expect(is_encoded).max_decoding_message_size(MAX_NAMING));
+    let grpc = grpc.into_axum_router().layer(from_fn_with_state(api.clone(), refuse_early::<S>)).layer(from_fn(only_grpc));
     let api = router.with_state(api).merge(grpc).layer(from_fn(with_host));
     api.merge(others).method_not_allowed_fallback(no_such_method).fallback(no_such_path)
 }
@@ -75,6 +82,18 @@ async fn only_grpc(request: Request, next: Next) -> Response {
     }
     let reason = format!("`{}` speaks gRPC: `GET /openapi.json` says where the same calls are in JSON", request.uri().path());
     problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, &reason)
+}
+
+/// The service itself asks who calls when it has read the whole message.
+async fn refuse_early<S: OperatorStore + 'static>(State(api): State<Arc<AdminApi<S>>>, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let head = Head { headers: &parts.headers, uri: &parts.uri, peer: parts.extensions.get::<Peer>().copied() };
+    let Some(call) = calls::by_path(parts.uri.path()) else { return next.run(Request::from_parts(parts, body)).await };
+    let Err(refusal) = api.look(call.name, &head) else { return next.run(Request::from_parts(parts, body)).await };
+    match timeout(MAX_REFUSED.1, to_bytes(body, MAX_REFUSED.0)).await {
+        Ok(Ok(body)) => next.run(Request::from_parts(parts, body.into())).await,
+        _ => calls::status(api.refuse(call.name, &head, refusal, String::new)).into_http(),
+    }
 }
 
 /// HTTP/2 has the host in the address.

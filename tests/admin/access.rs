@@ -76,6 +76,29 @@ async fn the_same_over_grpc() {
 }
 
 #[tokio::test]
+async fn who_may_not_call_is_refused_before_the_message_has_come() {
+    let (_directory, weir) = with_tokens().await;
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", weir.admin)).await.expect("weir listens");
+    let (mut client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    for (token, expected) in [("no-such-token-at-all", "16"), (READ, "7")] {
+        let request = http::Request::post("http://localhost/weir.admin.v1.AdminService/ImportRecords");
+        let request = request.header("content-type", "application/grpc").header("authorization", format!("Bearer {token}"));
+        let (answer, mut sending) = client.send_request(request.body(()).expect("a request"), false).expect("an open connection");
+        // A megabyte, of which the first part comes.
+        let message = [&b"\0\0\x10\0\0"[..], &[0; 10_000]].concat();
+        sending.send_data(message.into(), false).expect("an open stream");
+        let answer = tokio::spawn(answer);
+        eventually("an answer to what has not come", async || answer.is_finished()).await;
+        let answer = answer.await.expect("no panic").expect("an answer");
+        assert_eq!(answer.headers()["grpc-status"], expected);
+    }
+    let lines = refused(&weir, 2).await;
+    assert!(lines[1].contains("by=ann") || lines[1].contains("by=\"ann\""), "{}", lines[1]);
+    assert!(lines.iter().all(|line| line.contains("ImportRecords")), "{lines:?}");
+}
+
+#[tokio::test]
 async fn every_change_and_every_refusal_is_in_the_audit() {
     let (_directory, weir) = with_tokens().await;
     call_as(&weir, Some(CHANGE), "PATCH", &subject("u1"), json!({"multiplier": 2})).await;
