@@ -3,6 +3,7 @@
 #[path = "support/in_process.rs"]
 mod in_process;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,12 +11,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use in_process::{descriptor, request};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use weir::api::AnswerSettings;
 use weir::api::convert;
 use weir::api::proto::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::RateLimitOverride;
 use weir::api::proto::envoy::service::ratelimit::v3::rate_limit_response::{DescriptorStatus, RateLimit};
 use weir::api::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use weir::api::rls::Rls;
+use weir::api::{AnswerSettings, LegacyNames};
 use weir::config::{self, LoadOptions};
 use weir::limiter::{Limiter, LimiterSettings, Shared};
 use weir::rules::RuleSet;
@@ -200,6 +201,18 @@ async fn legacy_headers_go_by_the_settings_or_the_domain() {
     assert_eq!(headers(&asked.ask(&unmatched).await), [], "about no limit there is nothing to say");
     let asked = Asked::rules(&rules("response: {headers: [legacy]}", limit));
     assert_eq!(headers(&asked.ask(&user()).await), expected);
+}
+
+/// Envoy adds what it is told to: a name that is there twice would reach the caller with both values.
+#[tokio::test]
+async fn no_header_is_there_twice() {
+    let names = LegacyNames { reset: "x-ratelimit-reset".to_owned(), ..LegacyNames::default() };
+    let settings = AnswerSettings { legacy_headers: true, legacy_names: names, ..AnswerSettings::default() };
+    let rules = rules("response: {headers: [x_ratelimit]}", "rate_limit: {unit: minute, requests_per_unit: 2}");
+    let answer = Asked::with(&rules, settings, PlanSettings::default()).ask(&user()).await;
+    let names: Vec<String> = headers(&answer).iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+    let distinct: HashSet<&String> = names.iter().collect();
+    assert!(names.contains(&"x-ratelimit-reset".to_owned()) && distinct.len() == names.len(), "{names:?}");
 }
 
 #[tokio::test]

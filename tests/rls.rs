@@ -364,6 +364,7 @@ async fn operators_see_metrics_and_rules() {
     outcome(&served, request("d", vec![entry(b"unknown", b"EVIL")])).await.unwrap();
     outcome(&served, request("EVIL", vec![entry(b"user", b"a")])).await.unwrap();
     outcome(&served, request("", vec![])).await.unwrap_err();
+    assert_eq!(served.post("/json", "{").await.0, 400);
     let (status, metrics) = served.get_admin("/metrics").await;
     assert_eq!(status, 200);
     for line in [
@@ -371,7 +372,7 @@ async fn operators_see_metrics_and_rules() {
         "weir_decisions_total{domain=\"d\",rule=\"per-user\",outcome=\"over_limit\"} 1",
         "weir_unmatched_descriptors_total{domain=\"d\"} 1",
         "weir_unknown_domain_total 1",
-        "weir_errors_total{kind=\"invalid\"} 1",
+        "weir_errors_total{kind=\"invalid\"} 2",
         "weir_memory_counters 1",
         "weir_config_revision 1",
         "weir_ready 1",

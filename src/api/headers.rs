@@ -125,7 +125,11 @@ struct Headers<'a> {
 }
 
 impl Headers<'_> {
+    /// A header that is there already, by the name that a setting gave it, stays as it is.
     fn add(&mut self, key: &str, value: String) {
+        if self.headers.iter().any(|header| header.key.eq_ignore_ascii_case(key)) {
+            return;
+        }
         self.headers.push(HeaderValue { key: key.to_owned(), value, raw_value: Vec::new() });
     }
 

@@ -12,6 +12,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use serde_path_to_error::{Deserializer, Track};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -42,7 +43,10 @@ pub fn router<S: Store + 'static>(rls: Arc<Rls<S>>, body_time: Duration) -> Rout
 async fn answer<S: Store + 'static>(State(service): State<Arc<Service<S>>>, body: Body) -> Result<Response, Problem> {
     let body = read(body, service.bounds).await?;
     let arrival = Instant::now();
-    let request = service.messages.request(&body).map_err(|reason| Problem::new(StatusCode::BAD_REQUEST, reason))?;
+    let request = service.messages.request(&body).map_err(|reason| {
+        service.rls.limiter.shared().metrics().errors.invalid.inc();
+        Problem::new(StatusCode::BAD_REQUEST, reason)
+    })?;
     let response = service.rls.answer(&convert::request(&request), arrival, None).await?;
     let is_over = response.overall_code == rate_limit_response::Code::OverLimit as i32;
     let status = if is_over { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::OK };
@@ -141,7 +145,12 @@ impl Messages {
     /// A field that the message does not have is an error: it is misspelt.
     fn request(&self, body: &[u8]) -> Result<RateLimitRequest, String> {
         let mut json = serde_json::Deserializer::from_slice(body);
-        let message = DynamicMessage::deserialize(self.request.clone(), &mut json).map_err(|error| error.to_string())?;
+        let mut place = Track::new();
+        let message = DynamicMessage::deserialize(self.request.clone(), Deserializer::new(&mut json, &mut place));
+        let message = message.map_err(|error| match place.path().to_string() {
+            path if path == "." => error.to_string(),
+            path => format!("{path}: {error}"),
+        })?;
         json.end().map_err(|error| error.to_string())?;
         RateLimitRequest::decode(message.encode_to_vec().as_slice()).map_err(|error| error.to_string())
     }
@@ -182,7 +191,8 @@ mod tests {
             (r#"{"domain": 5}"#, "string"),
             (r#"{"domain": "d"} x"#, "trailing"),
             (r#"{"descriptors": [{"limit": {"unit": "FORTNIGHT"}}]}"#, "FORTNIGHT"),
-            (r#"{"hits_addend": -1}"#, "out of range"),
+            (r#"{"hits_addend": -1}"#, "hits_addend: out of range"),
+            (r#"{"descriptors": [{"entries": []}, {"hitsAddend": "x"}]}"#, "descriptors[1].hitsAddend: invalid digit"),
             ("", "EOF"),
         ];
         for (json, expected) in cases {

@@ -102,7 +102,10 @@ where
 {
     let message = unary::read(body, MAX_MESSAGE).await?;
     let request = decode::request(&message);
-    let request = request.map_err(|error| Status::internal(format!("the message cannot be decoded: {error}")))?;
+    let request = request.map_err(|error| {
+        rls.limiter.shared().metrics().errors.invalid.inc();
+        Status::internal(format!("the message cannot be decoded: {error}"))
+    })?;
     rls.answer(&request, arrival, patience).await
 }
 
