@@ -26,7 +26,8 @@ impl clap::Args for Given {
         [&FILE].into_iter().chain(NAMES).fold(command, |command, name| {
             let arg = Arg::new(name.key).long(name.flag()).help(help(name));
             command.arg(match name.value {
-                Some(value) => arg.value_name(value),
+                // A value that looks like a flag, such as -1ms, is told of as in a variable: what is allowed in its place.
+                Some(value) => arg.value_name(value).allow_hyphen_values(true).value_parser(value_of_flag),
                 None => switch(arg),
             })
         })
@@ -35,6 +36,13 @@ impl clap::Args for Given {
     fn augment_args_for_update(command: Command) -> Command {
         Given::augment_args(command)
     }
+}
+
+/// A flag that follows at once was not meant as the value.
+fn value_of_flag(text: &str) -> Result<String, &'static str> {
+    let flag = text.strip_prefix("--").and_then(|rest| rest.split('=').next());
+    let is_flag = flag.is_some_and(|flag| [&FILE].into_iter().chain(NAMES).any(|name| name.flag() == flag));
+    if is_flag { Err("that is a flag; a value is needed before it") } else { Ok(text.to_owned()) }
 }
 
 fn help(name: &Name) -> String {

@@ -259,6 +259,34 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_looks_like_a_flag_is_told_of_as_a_value() {
+        let flags = [
+            "--memory-max-counters",
+            "-5",
+            "--local-cache-size-in-bytes=-1",
+            "--store-timeout",
+            "-1ms",
+            "--history-days",
+            "-1",
+            "--drain-delay",
+            "-1s",
+        ];
+        let problems = resolve(&flags, &[]).unwrap_err().to_string();
+        let expected = [
+            "--store-timeout: `-1ms` is not allowed; use a time such as 10ms, 5s, 1m30s or 2h",
+            "--local-cache-size-in-bytes: `-1` is not allowed; use a number of bytes, 0 or more",
+            "--memory-max-counters: `-5` is not allowed; use a number, 1 or more",
+            "--history-days: `-1` is not allowed; use a number of days from 0 to 400",
+            "--drain-delay: `-1s` is not allowed; use a time such as 10ms, 5s, 1m30s or 2h",
+        ];
+        assert_eq!(problems.lines().collect::<Vec<_>>(), expected);
+        assert_eq!(resolve(&["--cache-key-prefix", "-x", "--shadow-mode"], &[]).unwrap().load.key_prefix, "-x");
+        let command = Given::augment_args(clap::Command::new("weir").no_binary_name(true));
+        let error = command.try_get_matches_from(["--cache-key-prefix", "--shadow-mode"]).unwrap_err().to_string();
+        assert!(error.contains("'--cache-key-prefix <TEXT>': that is a flag"), "{error}");
+    }
+
+    #[test]
     fn a_file_that_is_no_settings_file_says_why() {
         let problem = |text: &str| {
             let (_file, flag) = file(text);
