@@ -15,7 +15,7 @@ const IDLE_THREAD: Duration = Duration::from_millis(100);
 
 /// Serves until it is told to stop.
 pub(super) fn run(given: &Given) -> anyhow::Result<()> {
-    let settings = Settings::resolve(given, &|variable| std::env::var(variable).ok())?;
+    let settings = Settings::resolve(given, &|variable| std::env::var_os(variable))?;
     logs::start(settings.log.filter(), settings.log.format == LogFormat::Json);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(IDLE_THREAD).build()?;
     runtime.block_on(async {

@@ -1,6 +1,7 @@
 //! What was given, where, and which of it counts.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 
 use clap::{Arg, ArgMatches, Command};
@@ -85,10 +86,13 @@ impl fmt::Display for SettingProblems {
 
 impl std::error::Error for SettingProblems {}
 
+/// The value of an environment variable, where there is one.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
 /// Flags over environment over file over defaults.
 pub(super) struct Layers<'a> {
     flags: &'a Given,
-    environment: &'a dyn Fn(&str) -> Option<String>,
+    environment: Environment<'a>,
     file_name: String,
     file: Given,
     problems: Vec<SettingProblem>,
@@ -96,7 +100,7 @@ pub(super) struct Layers<'a> {
 
 impl<'a> Layers<'a> {
     /// Reads the settings file, if one is named.
-    pub(super) fn new(flags: &'a Given, environment: &'a dyn Fn(&str) -> Option<String>) -> Layers<'a> {
+    pub(super) fn new(flags: &'a Given, environment: Environment<'a>) -> Layers<'a> {
         let (file_name, file, problems) = (String::new(), Given::default(), Vec::new());
         let mut layers = Layers { flags, environment, file_name, file, problems };
         if let Some((origin, path)) = layers.find(&FILE) {
@@ -124,15 +128,23 @@ impl<'a> Layers<'a> {
     }
 
     /// The value of a setting, and where it was given.
-    fn find(&self, name: &Name) -> Option<(String, String)> {
-        let flag = || Some((format!("--{}", name.flag()), self.flags.0.get(name.key)?.clone()));
-        // A variable that is set to nothing says nothing, as templates for containers leave them.
-        let variable = |variable: String| {
-            let text = (self.environment)(&variable).filter(|text| !text.is_empty())?;
-            Some((variable, text))
-        };
-        let file = || Some((format!("{}: {}", self.file_name, name.key), self.file.0.get(name.key)?.clone()));
-        flag().or_else(|| variable(name.variable())).or_else(|| variable(name.known_variable()?)).or_else(file)
+    fn find(&mut self, name: &Name) -> Option<(String, String)> {
+        if let Some(text) = self.flags.0.get(name.key) {
+            return Some((format!("--{}", name.flag()), text.clone()));
+        }
+        for variable in [Some(name.variable()), name.known_variable()].into_iter().flatten() {
+            // A variable that is set to nothing says nothing, as templates for containers leave them.
+            let Some(text) = (self.environment)(&variable).filter(|text| !text.is_empty()) else { continue };
+            match text.into_string() {
+                Ok(text) => return Some((variable, text)),
+                Err(text) => {
+                    let reason = format!("`{}` is not allowed; use text in UTF-8", redacted(&text.to_string_lossy()));
+                    self.problems.push(SettingProblem { origin: variable, reason });
+                    return None;
+                }
+            }
+        }
+        Some((format!("{}: {}", self.file_name, name.key), self.file.0.get(name.key)?.clone()))
     }
 
     /// The value of a setting. One that is not allowed is noted, and the default stands in for it.

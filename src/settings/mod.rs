@@ -15,7 +15,7 @@ use crate::admin::access::AccessSettings;
 use crate::api::{AnswerSettings, LegacyNames};
 use crate::config::LoadOptions;
 use crate::rules::plan::PlanSettings;
-pub use given::{Given, SettingProblem, SettingProblems};
+pub use given::{Environment, Given, SettingProblem, SettingProblems};
 pub use names::{FILE, NAMES, Name};
 pub use values::redacted;
 
@@ -84,14 +84,11 @@ impl Settings {
     ///
     /// # Errors
     /// All values that are not allowed, and what is wrong with the settings file.
-    pub fn resolve(flags: &Given, environment: &dyn Fn(&str) -> Option<String>) -> Result<Settings, SettingProblems> {
+    pub fn resolve(flags: &Given, environment: Environment<'_>) -> Result<Settings, SettingProblems> {
         let mut given = given::Layers::new(flags, environment);
         let settings = Settings {
             rules: given.get("rules", values::path),
-            load: LoadOptions {
-                merge_domains: given.get("merge_domain_config", values::switch),
-                key_prefix: given.get("cache_key_prefix", values::text),
-            },
+            load: load(&mut given),
             store: store(&mut given),
             store_timeout: given.get("store_timeout", values::timeout),
             local_cache_bytes: given.get("local_cache_size_in_bytes", values::bytes),
@@ -132,6 +129,23 @@ impl Settings {
     }
 }
 
+/// How rules are loaded, for whoever loads them and does not serve: nothing else that is given needs to be allowed.
+///
+/// # Errors
+/// As [`Settings::resolve`].
+pub fn load_options(flags: &Given, environment: Environment<'_>) -> Result<LoadOptions, SettingProblems> {
+    let mut given = given::Layers::new(flags, environment);
+    let options = load(&mut given);
+    given.finish(options)
+}
+
+fn load(given: &mut given::Layers<'_>) -> LoadOptions {
+    LoadOptions {
+        merge_domains: given.get("merge_domain_config", values::switch),
+        key_prefix: given.get("cache_key_prefix", values::text),
+    }
+}
+
 fn store(given: &mut given::Layers<'_>) -> StoreSetting {
     let store = given.get("store", values::store);
     let ca_file = given.get("redis_ca_file", values::optional_path);
@@ -154,6 +168,8 @@ mod tests {
     use super::*;
     use crate::rules::ChargeRule;
     use clap::{Args as _, FromArgMatches as _};
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
 
     fn given(flags: &[&str]) -> Given {
         let command = Given::augment_args(clap::Command::new("weir").no_binary_name(true));
@@ -161,7 +177,7 @@ mod tests {
     }
 
     fn resolve(flags: &[&str], environment: &[(&str, &str)]) -> Result<Settings, SettingProblems> {
-        let variable = |name: &str| environment.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_owned());
+        let variable = |name: &str| environment.iter().find(|(known, _)| *known == name).map(|(_, text)| OsString::from(text));
         Settings::resolve(&given(flags), &variable)
     }
 
@@ -227,6 +243,18 @@ mod tests {
     #[test]
     fn an_empty_variable_says_nothing() {
         assert_eq!(resolve(&[], &[("WEIR_THREADS", ""), ("SHADOW_MODE", "")]), Ok(Settings::default()));
+    }
+
+    #[test]
+    fn a_variable_that_is_no_text_is_an_error() {
+        let bytes =
+            |name: &str| (name == "WEIR_STORE" || name == "CHARGE").then(|| OsString::from_vec(b"redis://u:p@\xff".to_vec()));
+        let problems = Settings::resolve(&Given::default(), &bytes).unwrap_err().to_string();
+        let expected =
+            ["WEIR_STORE", "CHARGE"].map(|name| format!("{name}: `redis://***@\u{fffd}` is not allowed; use text in UTF-8"));
+        assert_eq!(problems.lines().collect::<Vec<_>>(), expected);
+        let flags = given(&["--store=memory", "--charge=auto"]);
+        assert_eq!(Settings::resolve(&flags, &bytes), Ok(Settings::default()), "flags count before");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The operators' commands against a running weir: what they print, and what they do.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -149,6 +151,15 @@ async fn a_variable_that_is_set_to_nothing_counts_as_not_set() {
     // Whether or not anybody listens at the default address: the address is no mistake.
     let (_, complaint) = export(&[("WEIR_ADMIN", "")], &[]).await;
     assert!(!complaint.contains("--admin "), "{complaint}");
+}
+
+#[test]
+fn a_variable_that_is_no_text_is_named() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+    let output =
+        command.arg("export").env_clear().env("WEIR_ADMIN", OsStr::from_bytes(b"http://\xff")).output().expect("weir runs");
+    let said = String::from_utf8(output.stderr).expect("weir prints UTF-8");
+    assert!(!output.status.success() && said.contains("WEIR_ADMIN is not UTF-8"), "{said}");
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ mod usage;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
@@ -41,7 +42,7 @@ pub(super) enum AdminCommand {
 #[derive(Clone, Debug, Args)]
 struct Connection {
     /// The admin API of any replica.
-    #[arg(long, value_name = "URL", env = unless_empty("WEIR_ADMIN"), default_value = "http://127.0.0.1:6070")]
+    #[arg(long, value_name = "URL", env = unless_empty("WEIR_ADMIN"), value_parser = url(), default_value = "http://127.0.0.1:6070")]
     admin: String,
     /// A file with the bearer token: the token alone, or `name token` as the server has it.
     #[arg(long, value_name = "FILE", env = unless_empty("WEIR_ADMIN_TOKEN_FILE"))]
@@ -54,6 +55,11 @@ struct Connection {
 /// A variable that is set to nothing counts as not set.
 fn unless_empty(variable: &'static str) -> Option<&'static str> {
     Some(variable).filter(|variable| std::env::var_os(variable).is_none_or(|value| !value.is_empty()))
+}
+
+/// Text; what is none names the variable, where it may come from.
+fn url() -> impl TypedValueParser<Value = String> {
+    OsStringValueParser::new().try_map(|text| text.into_string().map_err(|_| "--admin or WEIR_ADMIN is not UTF-8"))
 }
 
 /// Whom it is about.

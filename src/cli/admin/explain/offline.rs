@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The explanation, and by what it is.
 pub(super) async fn explain(rules: &Path, store: Option<&str>, asked: &Value) -> anyhow::Result<(Value, String)> {
     let flags = [("rules", rules.display().to_string()), ("store", store.unwrap_or("memory").to_owned())];
-    let settings = Settings::resolve(&Given::of(flags), &|variable| std::env::var(variable).ok())?;
+    let settings = Settings::resolve(&Given::of(flags), &|variable| std::env::var_os(variable))?;
     let loaded = config::load(rules, &settings.load, &RuleSet::default());
     if !loaded.problems.is_empty() {
         bail!("the rules do not load:\n{}", loaded.problems);
