@@ -39,7 +39,7 @@ async fn started() -> Weir {
 
 /// The bodies of the calls by `curl` in a text.
 fn curl_calls(text: &str) -> Vec<String> {
-    let call = Regex::new(r"curl -s localhost:\d+/json -d '([^']+)'").expect("compiles");
+    let call = Regex::new(r"curl -s (?:localhost|127.0.0.1):\d+/json -d '([^']+)'").expect("compiles");
     call.captures_iter(text).map(|found| found[1].to_owned()).collect()
 }
 
@@ -61,10 +61,10 @@ async fn what_the_server_prints_is_a_first_decision() {
     let said = weir.log();
     let calls = curl_calls(&said);
     assert_eq!(calls.len(), 1, "{said}");
-    assert!(said.contains(&format!("curl -s localhost:{}/json", weir.http)), "{said}");
+    assert!(said.contains(&format!("curl -s 127.0.0.1:{}/json", weir.http)), "{said}");
     assert_limited(&weir, &calls[0]).await;
     let grpcurl =
-        format!("grpcurl -plaintext -d '{}' localhost:{} {}/ShouldRateLimit", calls[0], weir.grpc, support::weir::SERVICE);
+        format!("grpcurl -plaintext -d '{}' 127.0.0.1:{} {}/ShouldRateLimit", calls[0], weir.grpc, support::weir::SERVICE);
     assert!(said.contains(&grpcurl), "{said}");
 }
 

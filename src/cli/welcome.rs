@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::json;
 
@@ -33,12 +34,21 @@ pub(super) fn text(settings: &Settings, addresses: Addresses, rules: &RuleSet) -
     let _ = writeln!(text, "  rules  {path}: {} in {}", count(rules.rule_count(), "rule"), count(rules.domains.len(), "domain"));
     if let Some(call) = first_call(rules) {
         let call = call.replace('\'', "'\\''");
-        let (http, grpc) = (addresses.http.port(), addresses.grpc.port());
+        let (http, grpc) = (reached(addresses.http, "/json"), reached(addresses.grpc, ""));
         let _ = writeln!(text, "A first decision:");
-        let _ = writeln!(text, "  curl -s localhost:{http}/json -d '{call}'");
-        let _ = writeln!(text, "  grpcurl -plaintext -d '{call}' localhost:{grpc} {}/ShouldRateLimit", rls::SERVICE);
+        let _ = writeln!(text, "  curl -s {http} -d '{call}'");
+        let _ = writeln!(text, "  grpcurl -plaintext -d '{call}' {grpc} {}/ShouldRateLimit", rls::SERVICE);
     }
     text
+}
+
+/// What is typed in a shell to reach a listener from this machine; brackets would be taken for a pattern of files.
+fn reached(address: SocketAddr, path: &str) -> String {
+    match address.ip() {
+        ip if ip.is_unspecified() => format!("localhost:{}{path}", address.port()),
+        IpAddr::V4(_) => format!("{address}{path}"),
+        IpAddr::V6(_) => format!("'{address}{path}'"),
+    }
 }
 
 fn count(number: usize, noun: &str) -> String {
@@ -101,6 +111,28 @@ mod tests {
         let entries = json!([{"key": "path", "value": "/ai/any"}, {"key": "remote_address", "value": "203.0.113.7"}]);
         assert_eq!(first(rules), Some(json!({"domain": "api", "descriptors": [{"entries": entries}]})));
         assert_eq!(first("domain: api\ndescriptors: []\n"), None);
+    }
+
+    #[test]
+    fn the_first_call_goes_to_where_the_server_listens() {
+        let loaded = load_texts(
+            &[("a.yaml", "domain: d\ndescriptors: [{key: user, rate_limit: 1/second}]\n")],
+            &LoadOptions::default(),
+            &RuleSet::default(),
+        );
+        let said = |http: &str, grpc: &str| {
+            let addresses =
+                Addresses { grpc: grpc.parse().unwrap(), http: http.parse().unwrap(), admin: "127.0.0.1:6070".parse().unwrap() };
+            text(&Settings::default(), addresses, &loaded.rules)
+        };
+        for (http, grpc, to) in [
+            ("0.0.0.0:1", "[::]:2", ["curl -s localhost:1/json -d ", "' localhost:2 envoy."]),
+            ("192.0.2.2:1", "127.0.0.1:2", ["curl -s 192.0.2.2:1/json -d ", "' 127.0.0.1:2 envoy."]),
+            ("[2001:db8::1]:1", "[::1]:2", ["curl -s '[2001:db8::1]:1/json' -d ", "' '[::1]:2' envoy."]),
+        ] {
+            let said = said(http, grpc);
+            assert!(to.iter().all(|to| said.contains(to)), "{said}");
+        }
     }
 
     #[test]
