@@ -2,15 +2,24 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
 /// Whether all is well, and what it printed.
 fn check(rules: &str) -> (bool, String) {
+    check_with(rules, &[], &[])
+}
+
+/// As [`check`], with these flags and variables.
+fn check_with(rules: &str, flags: &[&str], variables: &[(&str, &[u8])]) -> (bool, String) {
     let directory = tempfile::TempDir::new().unwrap();
     let file = directory.path().join("rules.yaml");
     fs::write(&file, rules).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_weir")).arg("check").arg(&file).output().unwrap();
+    let variables = variables.iter().map(|(name, value)| (name, OsStr::from_bytes(value)));
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_weir")).arg("check").args(flags).arg(&file).env_clear().envs(variables).output().unwrap();
     let text = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
     (output.status.success(), text)
 }
@@ -52,4 +61,21 @@ fn problems_come_first() {
         !is_well && text.contains("did you mean `key`?") && text.contains("`5` is no limit") && text.contains("2 problems"),
         "{text}"
     );
+}
+
+#[test]
+fn domains_are_merged_where_the_setting_says_so() {
+    let twice =
+        "domain: api\ndescriptors: [{key: a, limits: 1/second}]\n---\ndomain: api\ndescriptors: [{key: b, limits: 1/second}]\n";
+    let (is_well, text) = check(twice);
+    assert!(!is_well && text.contains("MERGE_DOMAIN_CONFIG=true") && text.contains("--merge-domains"), "{text}");
+    let well = (true, "2 rules, 0 tests: all is well\n".to_owned());
+    assert_eq!(check_with(twice, &["--merge-domains"], &[]), well);
+    for variable in ["MERGE_DOMAIN_CONFIG", "WEIR_MERGE_DOMAIN_CONFIG"] {
+        assert_eq!(check_with(twice, &[], &[(variable, b"true"), ("WEIR_THREADS", b"none of its business")]), well);
+    }
+    for (bad, said) in [(&b"maybe"[..], "use true or false"), (b"\xff", "use text in UTF-8")] {
+        let (is_well, text) = check_with(twice, &[], &[("MERGE_DOMAIN_CONFIG", bad)]);
+        assert!(!is_well && text.contains("MERGE_DOMAIN_CONFIG: ") && text.contains(said), "{text}");
+    }
 }

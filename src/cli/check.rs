@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::bail;
 use clap::Args;
 
-use crate::config::{LoadOptions, RuleTest, TestStep, load};
+use crate::config::{RuleTest, TestStep, load};
 use crate::limit::{Micros, SECOND};
 use crate::rules::decision::{self, Code};
 use crate::rules::plan::{Moment, PlanSettings, plan};
 use crate::rules::request::{Descriptor, Entry, Request};
 use crate::rules::{Domain, RuleSet};
+use crate::settings::{Given, load_options};
 use crate::store::Clock;
 use crate::store::memory::{DEFAULT_MAX_COUNTERS, MemoryStore};
 
@@ -24,14 +25,15 @@ pub(super) struct CheckArgs {
     /// A rules file, or a directory of them.
     #[arg(default_value = "config/rules")]
     rules: PathBuf,
-    /// Several documents may add to one domain, as with MERGE_DOMAIN_CONFIG.
+    /// Several documents may add to one domain; so they may where the setting of a server says so (MERGE_DOMAIN_CONFIG).
     #[arg(long)]
     merge_domains: bool,
 }
 
 /// Prints what is wrong.
 pub(super) fn run(args: &CheckArgs) -> anyhow::Result<()> {
-    let options = LoadOptions { merge_domains: args.merge_domains, ..LoadOptions::default() };
+    let flags = args.merge_domains.then(|| ("merge_domain_config", true.to_string()));
+    let options = load_options(&Given::of(flags), &|variable| std::env::var_os(variable))?;
     let loaded = load(&args.rules, &options, &RuleSet::default());
     for problem in loaded.warnings.iter().chain(loaded.problems.iter()) {
         println!("{problem}\n");

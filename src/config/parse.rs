@@ -160,7 +160,9 @@ fn domain(name: &str, documents: &[Document<'_, '_>], reports: &mut [Report<'_>]
             let line = format!("{}:{}", reports[first.file].file, first.fields.place("domain").line);
             let message = format!("domain `{name}` is defined already, at {line}");
             let problem = reports[other.file].error(other.fields.place("domain"), path, message);
-            problem.hint("put the descriptors into one document, or switch MERGE_DOMAIN_CONFIG on");
+            problem.hint(
+                "put the descriptors into one document, or set MERGE_DOMAIN_CONFIG=true (for `weir check` also --merge-domains)",
+            );
         }
     }
     let settings = settings(&path, documents, reports);
