@@ -66,8 +66,8 @@ impl Refusal {
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {reason}", path.display())]
 pub struct TokenFileError {
-    path: PathBuf,
-    reason: String,
+    pub path: PathBuf,
+    pub reason: String,
 }
 
 /// What callers on this machine are called, who need no token.

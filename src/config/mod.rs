@@ -34,6 +34,7 @@ pub(crate) use fields::parse_duration;
 pub use files::Fingerprint;
 use files::SourceFile;
 pub use problem::{Problem, Problems, Severity};
+pub(crate) use raw::syntax_error;
 
 pub use rule_tests::{RuleTest, TestStep};
 pub use short::parse_short;

@@ -104,7 +104,8 @@ fn options() -> Options {
     }
 }
 
-fn syntax_error(error: &serde_saphyr::Error) -> SyntaxError {
+/// In words that need no knowledge of the library.
+pub(crate) fn syntax_error(error: &serde_saphyr::Error) -> SyntaxError {
     let at = error.location().map(span).unwrap_or_default();
     let message = error.without_snippet().to_string();
     let message = message.strip_suffix(&format!(" at line {}, column {}", at.line, at.column)).unwrap_or(&message).to_owned();

@@ -16,8 +16,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 #[error("{setting} {address}: {reason}")]
 pub struct ListenError {
-    /// The flag that asked for it.
-    pub setting: &'static str,
+    /// Where it was asked for: a flag, an environment variable, or a place in the settings file.
+    pub setting: String,
     pub address: SocketAddr,
     pub reason: std::io::Error,
 }
@@ -26,7 +26,7 @@ pub struct ListenError {
 ///
 /// # Errors
 /// Names the setting and the address.
-pub async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, ListenError> {
+pub async fn listen(setting: String, address: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).await.map_err(|reason| ListenError { setting, address, reason })
 }
 

@@ -60,8 +60,8 @@ pub enum StartError {
     Listen(#[from] ListenError),
     #[error(transparent)]
     TokenFile(#[from] TokenFileError),
-    #[error("--store {url}: {reason}")]
-    Store { url: String, reason: RedisSettingsError },
+    #[error("{setting} {url}: {reason}")]
+    Store { setting: String, url: String, reason: RedisSettingsError },
     #[error("no thread to serve with: {0}")]
     Thread(#[from] io::Error),
 }
@@ -96,10 +96,11 @@ struct Listeners {
 
 impl Listeners {
     async fn open(settings: &Settings) -> Result<Listeners, ListenError> {
+        let listen = |key, address| listen::listen(settings.origins.of(key), address);
         Ok(Listeners {
-            grpc: listen::listen("--grpc-listen", settings.grpc_listen).await?,
-            http: listen::listen("--http-listen", settings.http_listen).await?,
-            admin: listen::listen("--admin-listen", settings.admin_listen).await?,
+            grpc: listen("grpc_listen", settings.grpc_listen).await?,
+            http: listen("http_listen", settings.http_listen).await?,
+            admin: listen("admin_listen", settings.admin_listen).await?,
         })
     }
 
@@ -198,7 +199,7 @@ fn store_error(settings: &Settings, reason: RedisSettingsError) -> StartError {
         StoreSetting::Redis { url, .. } => redacted(url).into_owned(),
         StoreSetting::Memory => "memory".to_owned(),
     };
-    StartError::Store { url, reason }
+    StartError::Store { setting: settings.origins.of("store"), url, reason }
 }
 
 /// Makes what answers calls, on the thread that is to answer them.

@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::fmt;
 
 use clap::{Arg, ArgMatches, Command};
-use serde::de::{Deserialize, Deserializer, Visitor};
 
+use super::file;
 use super::names::{FILE, NAMES, Name};
 use super::values::redacted;
 
@@ -93,44 +93,64 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 pub(super) struct Layers<'a> {
     flags: &'a Given,
     environment: Environment<'a>,
-    file_name: String,
-    file: Given,
+    /// What the settings file says, and where.
+    file: BTreeMap<&'static str, (String, String)>,
+    /// What was asked for and is not the default: where it was given, and its text.
+    found: BTreeMap<&'static str, (String, String)>,
     problems: Vec<SettingProblem>,
+}
+
+/// Where each setting was given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origins(BTreeMap<&'static str, String>);
+
+impl Origins {
+    /// The flag, environment variable, or file and key; the flag, where it was not given.
+    pub fn of(&self, key: &str) -> String {
+        self.0.get(key).cloned().unwrap_or_else(|| named(key).origin())
+    }
+}
+
+fn named(key: &str) -> &'static Name {
+    NAMES.iter().find(|name| name.key == key).expect("the setting is in the table")
 }
 
 impl<'a> Layers<'a> {
     /// Reads the settings file, if one is named.
     pub(super) fn new(flags: &'a Given, environment: Environment<'a>) -> Layers<'a> {
-        let (file_name, file, problems) = (String::new(), Given::default(), Vec::new());
-        let mut layers = Layers { flags, environment, file_name, file, problems };
+        let (file, found, problems) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let mut layers = Layers { flags, environment, file, found, problems };
         if let Some((origin, path)) = layers.find(&FILE) {
             match std::fs::read_to_string(&path) {
-                Ok(text) => layers.read(path, &text),
+                Ok(text) => layers.read(&path, &text),
                 Err(error) => layers.problems.push(SettingProblem { origin, reason: format!("{path}: {error}") }),
             }
         }
         layers
     }
 
-    fn read(&mut self, path: String, text: &str) {
-        match serde_saphyr::from_str::<Option<BTreeMap<String, Scalar>>>(text) {
-            Ok(keys) => {
-                for (key, value) in keys.unwrap_or_default() {
-                    match NAMES.iter().find(|name| name.key == key) {
-                        Some(name) => self.file.0.extend(value.0.map(|value| (name.key, value))),
-                        None => self.problems.push(unknown(&path, &key)),
-                    }
-                }
-            }
-            Err(error) => self.problems.push(SettingProblem { origin: path.clone(), reason: error.to_string() }),
+    fn read(&mut self, path: &str, text: &str) {
+        let (entries, mistakes) = file::read(text);
+        for file::Mistake { line, key, reason } in mistakes {
+            let origin = if line == 0 { path.to_owned() } else { format!("{path}:{line}") };
+            let origin = key.map_or_else(|| origin.clone(), |key| format!("{origin}: {key}"));
+            self.problems.push(SettingProblem { origin, reason });
         }
-        self.file_name = path;
+        for file::Entry { line, key, value } in entries {
+            match NAMES.iter().find(|name| name.key == key) {
+                Some(name) => {
+                    let value = value.map(|value| (format!("{path}:{line}: {key}"), value));
+                    self.file.extend(value.map(|value| (name.key, value)));
+                }
+                None => self.problems.push(SettingProblem { origin: format!("{path}:{line}"), reason: unknown(&key) }),
+            }
+        }
     }
 
     /// The value of a setting, and where it was given.
     fn find(&mut self, name: &Name) -> Option<(String, String)> {
         if let Some(text) = self.flags.0.get(name.key) {
-            return Some((format!("--{}", name.flag()), text.clone()));
+            return Some((name.origin(), text.clone()));
         }
         for variable in [Some(name.variable()), name.known_variable()].into_iter().flatten() {
             // A variable that is set to nothing says nothing, as templates for containers leave them.
@@ -144,19 +164,31 @@ impl<'a> Layers<'a> {
                 }
             }
         }
-        Some((format!("{}: {}", self.file_name, name.key), self.file.0.get(name.key)?.clone()))
+        self.file.get(name.key).cloned()
     }
 
     /// The value of a setting. One that is not allowed is noted, and the default stands in for it.
     pub(super) fn get<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
-        let name = NAMES.iter().find(|name| name.key == key).expect("the setting is in the table");
+        let name = named(key);
         let default = || parse(name.default).expect("defaults are allowed");
         let Some((origin, text)) = self.find(name) else { return default() };
-        parse(&text).unwrap_or_else(|allowed| {
-            let reason = format!("`{}` is not allowed; {allowed}", redacted(&text));
-            self.problems.push(SettingProblem { origin, reason });
+        let parsed = parse(&text);
+        self.found.insert(name.key, (origin, text));
+        parsed.unwrap_or_else(|allowed| {
+            self.refuse(key, &allowed);
             default()
         })
+    }
+
+    /// Notes that a setting's value is not allowed.
+    pub(super) fn refuse(&mut self, key: &str, allowed: &str) {
+        let name = named(key);
+        let (origin, text) = self.found.get(key).cloned().unwrap_or_else(|| (name.origin(), name.default.to_owned()));
+        self.problems.push(SettingProblem { origin, reason: format!("`{}` is not allowed; {allowed}", redacted(&text)) });
+    }
+
+    pub(super) fn origins(&self) -> Origins {
+        Origins(self.found.iter().map(|(key, (origin, _))| (*key, origin.clone())).collect())
     }
 
     /// The settings, unless there were problems.
@@ -165,55 +197,8 @@ impl<'a> Layers<'a> {
     }
 }
 
-fn unknown(path: &str, key: &str) -> SettingProblem {
+fn unknown(key: &str) -> String {
     let closest = NAMES.iter().max_by(|a, b| strsim::jaro(a.key, key).total_cmp(&strsim::jaro(b.key, key)));
     let hint = closest.filter(|name| strsim::jaro(name.key, key) > 0.8).map(|name| format!("; did you mean `{}`?", name.key));
-    SettingProblem { origin: path.to_owned(), reason: format!("there is no setting `{key}`{}", hint.unwrap_or_default()) }
-}
-
-/// A value in the file: whatever stands there, as it would stand on the command line. Null is none.
-struct Scalar(Option<String>);
-
-impl<'de> Deserialize<'de> for Scalar {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Scalar, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor)
-    }
-}
-
-struct ScalarVisitor;
-
-impl<'de> Visitor<'de> for ScalarVisitor {
-    type Value = Scalar;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a single value")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Scalar, E> {
-        Ok(Scalar(Some(text.to_owned())))
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
-        Ok(Scalar(Some(value.to_string())))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Scalar, E> {
-        Ok(Scalar(Some(value.to_string())))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Scalar, E> {
-        Ok(Scalar(Some(value.to_string())))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Scalar, E> {
-        Ok(Scalar(Some(value.to_string())))
-    }
-
-    fn visit_unit<E>(self) -> Result<Scalar, E> {
-        Ok(Scalar(None))
-    }
-
-    fn visit_none<E>(self) -> Result<Scalar, E> {
-        Ok(Scalar(None))
-    }
+    format!("there is no setting `{key}`{}", hint.unwrap_or_default())
 }

@@ -1,6 +1,7 @@
 //! What a server runs with. What is given (a flag, an environment variable, a key of the settings file; [`given`]) is not what
 //! is used: [`Settings`] is resolved from it once, every problem told at once.
 
+mod file;
 mod given;
 mod names;
 mod values;
@@ -15,7 +16,8 @@ use crate::admin::access::AccessSettings;
 use crate::api::{AnswerSettings, LegacyNames};
 use crate::config::LoadOptions;
 use crate::rules::plan::PlanSettings;
-pub use given::{Environment, Given, SettingProblem, SettingProblems};
+use crate::store::redis::RedisSettingsError;
+pub use given::{Environment, Given, Origins, SettingProblem, SettingProblems};
 pub use names::{FILE, NAMES, Name};
 pub use values::redacted;
 
@@ -48,6 +50,8 @@ pub struct Settings {
     pub log: LogSettings,
     pub plan: PlanSettings,
     pub answers: AnswerSettings,
+    /// For errors that come later.
+    pub origins: Origins,
 }
 
 /// Where counters live.
@@ -98,8 +102,8 @@ impl Settings {
             http_listen: given.get("http_listen", values::address),
             admin_listen: given.get("admin_listen", values::address),
             access: AccessSettings {
-                read_tokens: given.get("admin_read_token_file", values::optional_path),
-                change_tokens: given.get("admin_change_token_file", values::optional_path),
+                read_tokens: given.get("admin_read_token_file", values::token_file),
+                change_tokens: given.get("admin_change_token_file", values::token_file),
                 local_changes: given.get("admin_local_changes", values::switch),
             },
             history_days: given.get("history_days", values::days),
@@ -124,6 +128,7 @@ impl Settings {
                 },
                 dynamic_metadata: given.get("response_dynamic_metadata", values::switch),
             },
+            origins: given.origins(),
         };
         given.finish(settings)
     }
@@ -149,10 +154,24 @@ fn load(given: &mut given::Layers<'_>) -> LoadOptions {
 fn store(given: &mut given::Layers<'_>) -> StoreSetting {
     let store = given.get("store", values::store);
     let ca_file = given.get("redis_ca_file", values::optional_path);
-    match store {
-        StoreSetting::Redis { url, .. } => StoreSetting::Redis { url, ca_file },
-        StoreSetting::Memory => StoreSetting::Memory,
+    let StoreSetting::Redis { url, .. } = store else { return StoreSetting::Memory };
+    // Each by itself, so that one mistake does not hide the other.
+    if values::redis(&url, None).is_err() {
+        given.refuse("store", values::STORES);
     }
+    if let Some(path) = &ca_file {
+        match values::redis("rediss://localhost", Some(path.clone())) {
+            Err(RedisSettingsError::CaFile { reason, .. }) => {
+                given.refuse("redis_ca_file", &format!("use a file of certificates in PEM: {reason}"));
+            }
+            Err(error) => given.refuse("redis_ca_file", &error.to_string()),
+            Ok(()) if url.starts_with("rediss:") => {}
+            Ok(()) => {
+                given.refuse("redis_ca_file", "certificates are for rediss:// alone: leave it out, or use a store of that kind")
+            }
+        }
+    }
+    StoreSetting::Redis { url, ca_file }
 }
 
 impl LogSettings {
@@ -254,7 +273,8 @@ mod tests {
             ["WEIR_STORE", "CHARGE"].map(|name| format!("{name}: `redis://***@\u{fffd}` is not allowed; use text in UTF-8"));
         assert_eq!(problems.lines().collect::<Vec<_>>(), expected);
         let flags = given(&["--store=memory", "--charge=auto"]);
-        assert_eq!(Settings::resolve(&flags, &bytes), Ok(Settings::default()), "flags count before");
+        let settings = Settings::resolve(&flags, &bytes).unwrap();
+        assert_eq!((settings.store, settings.plan), (StoreSetting::Memory, PlanSettings::default()), "flags count before");
     }
 
     #[test]
@@ -270,14 +290,14 @@ mod tests {
         ];
         let problems = resolve(&flags, &environment).unwrap_err().to_string();
         let expected = [
-            format!("{path}: there is no setting `made_up`"),
-            format!("{path}: there is no setting `threds`; did you mean `threads`?"),
-            "--store: `redis:6379` is not allowed; use memory, redis://host:6379, rediss://host:6379 or redis+unix:///path".into(),
+            format!("{path}:2: there is no setting `threds`; did you mean `threads`?"),
+            format!("{path}:3: there is no setting `made_up`"),
+            "--store: `redis:6379` is not allowed; use memory, redis://[user:password@]host[:port][/db], rediss://… likewise for TLS, or redis+unix:///path".into(),
             "WEIR_STORE_TIMEOUT: `0` is not allowed; use a time longer than 0, such as 10ms, 5s or 5m".into(),
             "WEIR_GRPC_LISTEN: `localhost` is not allowed; use an address and a port, such as 0.0.0.0:8081 or [::]:8081".into(),
             "--threads: `0` is not allowed; use a number from 1 to 1024".into(),
             format!(
-                "{path}: log_level: `loud` is not allowed; use off, error, warn, info, debug or trace, or directives such as weir=debug,info"
+                "{path}:1: log_level: `loud` is not allowed; use off, error, warn, info, debug or trace, or directives such as weir=debug,info"
             ),
             "--shadow-mode: `maybe` is not allowed; use true or false".into(),
             "CHARGE: `sometimes` is not allowed; use auto, admitted or always".into(),
@@ -318,13 +338,62 @@ mod tests {
     fn a_file_that_is_no_settings_file_says_why() {
         let problem = |text: &str| {
             let (_file, flag) = file(text);
-            resolve(&[&flag], &[]).unwrap_err().to_string()
+            let path = flag.strip_prefix("--config=").unwrap();
+            resolve(&[&flag], &[]).unwrap_err().to_string().replace(path, "F")
         };
-        assert!(problem("threads: [1, 2]").contains("a single value"), "{}", problem("threads: [1, 2]"));
-        assert!(problem("threads: 1\nthreads: 2").contains("duplicate"), "{}", problem("threads: 1\nthreads: 2"));
+        assert_eq!(
+            problem("log_level: info\nthreads: [1, 2]\nstore: {a: b}\n"),
+            "F:2: threads: a list is not allowed; use a single value\nF:3: store: a map is not allowed; use a single value"
+        );
+        assert_eq!(problem("threads: 1\nthreads: 2"), "F:2: threads: it stands here twice; keep one of the two");
+        for text in ["a: [", "threads: \"1", "store: *x"] {
+            let said = problem(text);
+            assert!(said.starts_with("F:1: ") || said.starts_with("F:2: "), "{said}");
+            assert!(!said.contains('<') && said.lines().count() == 1, "{said}");
+        }
+        for text in ["- threads", "just text", "17"] {
+            assert_eq!(problem(text), "F:1: a settings file has a key and its value on each line, such as `threads: 4`");
+        }
+        assert_eq!(problem("threads: 1\n---\nstore: memory\n"), "F:3: a settings file has one document");
+        assert_eq!(problem("[a]: 1\n"), "F:1: a key is the name of a setting");
         assert!(resolve(&["--config=no/such/file"], &[]).unwrap_err().to_string().starts_with("--config: no/such/file: "));
-        let (_file, flag) = file("# nothing\n");
-        assert_eq!(resolve(&[&flag], &[]), Ok(Settings::default()));
+        for text in ["# nothing\n", "", "---\n"] {
+            let (_file, flag) = file(text);
+            assert_eq!(resolve(&[&flag], &[]), Ok(Settings::default()), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn stores_and_files_that_cannot_be_are_told_of_with_the_rest() {
+        let stores = "is not allowed; use memory, redis://[user:password@]host[:port][/db], rediss://… likewise for TLS, or redis+unix:///path";
+        for url in ["redis://:6379", "redis://h:99999", "redis://h/abc", "rediss://", "redis+unix://"] {
+            assert_eq!(resolve(&["--store", url], &[]).unwrap_err().to_string(), format!("--store: `{url}` {stores}"));
+        }
+        let (file, flag) = file("admin_read_token_file: no/such/file\n");
+        std::fs::write(file.path().with_extension("short"), "ann short\n").unwrap();
+        let path = flag.strip_prefix("--config=").unwrap();
+        let short = file.path().with_extension("short").display().to_string();
+        let flags = [&flag, "--threads=0", "--admin-change-token-file", &short];
+        let problems = resolve(&flags, &[("WEIR_STORE", "redis://h:99999"), ("WEIR_REDIS_CA_FILE", "no/such/file")]).unwrap_err();
+        std::fs::remove_file(&short).unwrap();
+        let (missing, tokens) = ("No such file or directory (os error 2)", "use a file of tokens, a line each, `name token`");
+        let expected = [
+            format!("WEIR_STORE: `redis://h:99999` {stores}"),
+            format!("WEIR_REDIS_CA_FILE: `no/such/file` is not allowed; use a file of certificates in PEM: {missing}"),
+            format!("{path}:1: admin_read_token_file: `no/such/file` is not allowed; {tokens}: {missing}"),
+            format!("--admin-change-token-file: `{short}` is not allowed; {tokens}: line 1: a token has at least 16 characters"),
+            "--threads: `0` is not allowed; use a number from 1 to 1024".to_owned(),
+        ];
+        assert_eq!(problems.to_string().lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn what_came_from_elsewhere_is_named_so_later() {
+        let (_file, flag) = file("\nhttp_listen: 127.0.0.1:1\n");
+        let origins = resolve(&[&flag], &[("WEIR_GRPC_LISTEN", "192.0.2.1:7000")]).unwrap().origins;
+        let path = flag.strip_prefix("--config=").unwrap();
+        let expected = ["WEIR_GRPC_LISTEN".to_owned(), format!("{path}:2: http_listen"), "--admin-listen".to_owned()];
+        assert_eq!(["grpc_listen", "http_listen", "admin_listen"].map(|key| origins.of(key)), expected);
     }
 
     #[test]
@@ -346,7 +415,8 @@ mod tests {
             .filter(|line| !line.starts_with([' ', '#']))
             .fold(String::new(), |text, line| text + line + "\n");
         let (_file, flag) = file(&set);
-        assert_eq!(resolve(&[&flag], &[]), Ok(Settings::default()), "{set}");
+        let from_file = resolve(&[&flag], &[]).map(|settings| Settings { origins: Origins::default(), ..settings });
+        assert_eq!(from_file, Ok(Settings::default()), "{set}");
         let (_file, flag) = file(example);
         assert_eq!(resolve(&[&flag], &[]), Ok(Settings::default()));
     }

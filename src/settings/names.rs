@@ -20,6 +20,11 @@ impl Name {
         self.key.replace('_', "-")
     }
 
+    /// `--grpc-listen`: how errors name it where it was given so, or not at all.
+    pub fn origin(&self) -> String {
+        format!("--{}", self.flag())
+    }
+
     /// `WEIR_GRPC_LISTEN`.
     pub fn variable(&self) -> String {
         format!("WEIR_{}", self.key.to_ascii_uppercase())

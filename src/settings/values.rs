@@ -8,7 +8,9 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use super::{LogFormat, StoreSetting};
+use crate::admin::access::{Access, AccessSettings};
 use crate::rules::ChargeRule;
+use crate::store::redis::{Connector, RedisSettings, RedisSettingsError};
 
 /// More threads than any machine has cores.
 const MAX_THREADS: usize = 1_024;
@@ -142,7 +144,27 @@ pub(super) fn store(text: &str) -> Parsed<StoreSetting> {
     match text {
         "memory" => Ok(StoreSetting::Memory),
         _ if is_redis => Ok(StoreSetting::Redis { url: text.to_owned(), ca_file: None }),
-        _ => Err("use memory, redis://host:6379, rediss://host:6379 or redis+unix:///path".to_owned()),
+        _ => Err(STORES.to_owned()),
+    }
+}
+
+/// What a store may be.
+pub(super) const STORES: &str =
+    "use memory, redis://[user:password@]host[:port][/db], rediss://… likewise for TLS, or redis+unix:///path";
+
+/// Whether this is the address of a Redis server, and the file one of its authorities. Nothing is connected.
+pub(super) fn redis(url: &str, ca_file: Option<PathBuf>) -> Result<(), RedisSettingsError> {
+    let (key_prefix, never) = (String::new(), Duration::ZERO);
+    let settings = RedisSettings { url: url.to_owned(), ca_file, key_prefix, connect_timeout: never, store_timeout: never };
+    Connector::new(settings).map(drop)
+}
+
+/// A file of tokens that can be read, or none.
+pub(super) fn token_file(text: &str) -> Parsed<Option<PathBuf>> {
+    let path = optional_path(text)?;
+    match Access::new(AccessSettings { read_tokens: path.clone(), ..AccessSettings::default() }) {
+        Ok(_) => Ok(path),
+        Err(error) => Err(format!("use a file of tokens, a line each, `name token`: {}", error.reason)),
     }
 }
 

@@ -24,7 +24,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The explanation, and by what it is.
 pub(super) async fn explain(rules: &Path, store: Option<&str>, asked: &Value) -> anyhow::Result<(Value, String)> {
-    let flags = [("rules", rules.display().to_string()), ("store", store.unwrap_or("memory").to_owned())];
+    // A server's tokens are not for whoever explains to read.
+    let flags = [
+        ("rules", rules.display().to_string()),
+        ("store", store.unwrap_or("memory").to_owned()),
+        ("admin_read_token_file", String::new()),
+        ("admin_change_token_file", String::new()),
+    ];
     let settings = Settings::resolve(&Given::of(flags), &|variable| std::env::var_os(variable))?;
     let loaded = config::load(rules, &settings.load, &RuleSet::default());
     if !loaded.problems.is_empty() {
