@@ -186,6 +186,19 @@ fn refused_requests_leave_nothing_behind() {
 }
 
 #[test]
+fn the_bound_is_a_maximum_however_small() {
+    let limit = limit(Algorithm::FixedWindow, 1, MINUTE);
+    for most in [1, 10, 63, 100, 1_000, 5_000] {
+        let store = MemoryStore::new(clock().0, most);
+        for call in 0..10_000 {
+            is_allowed(&store, &group(&limit, &[&format!("{call}"), &format!("other {call}")]));
+        }
+        assert!(store.len() <= most && store.len() * 10 >= most * 9, "{} of {most}", store.len());
+        assert_eq!(store.evicted() as usize, 20_000 - store.len());
+    }
+}
+
+#[test]
 fn live_counters_are_bounded_and_the_soonest_to_expire_make_room() {
     let store = MemoryStore::new(clock().0, 6_400);
     let (short, long) = (limit(Algorithm::FixedWindow, 5, MINUTE), limit(Algorithm::FixedWindow, 5, HOUR));

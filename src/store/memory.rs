@@ -19,8 +19,11 @@ use super::{Clock, Group, Outcomes, Store, StoreError, Wait};
 use crate::limit::{Check, Micros, Operation, State, decide};
 use crate::rules::key::{self, Key};
 
-/// Locks to share the counters among; more than a machine has cores, so that they are seldom waited for.
+/// Locks to share the counters among, at most; more than a machine has cores, so that they are seldom waited for. A power of two, as
+/// every number of shards is.
 const SHARDS: usize = 64;
+/// A shard has room for so many at least: a few busy subjects in one of them are not to drive each other out.
+const MIN_PER_SHARD: usize = 64;
 /// Counters looked at for expiry on every call. Two a call outpaces the at most few that a call creates.
 const SWEPT_PER_CALL: usize = 2;
 /// Counters compared when a full shard must lose one.
@@ -67,9 +70,11 @@ struct Counter {
 }
 
 impl MemoryStore {
+    /// With room for `max_counters`, or a few less where they do not go evenly into the shards; for one at least.
     pub fn new(clock: Clock, max_counters: usize) -> MemoryStore {
-        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        let max_per_shard = max_counters.div_ceil(SHARDS).max(1);
+        let count = 1 << (max_counters / MIN_PER_SHARD).clamp(1, SHARDS).ilog2();
+        let shards = (0..count).map(|_| Mutex::default()).collect();
+        let max_per_shard = (max_counters / count).max(1);
         let (hasher, evicted, reservations) = (RandomState::default(), AtomicU64::new(0), Mutex::default());
         MemoryStore { shards, hasher, clock, max_per_shard, evicted, reservations }
     }
@@ -176,7 +181,8 @@ impl MemoryStore {
     }
 
     fn shard_of(&self, key: &Key) -> usize {
-        usize::try_from(self.hasher.hash_one(key.tag()) % SHARDS as u64).expect("a shard index is small")
+        let last = self.shards.len() as u64 - 1;
+        usize::try_from(self.hasher.hash_one(key.tag()) & last).expect("a shard index is small")
     }
 }
 
