@@ -82,6 +82,8 @@ async fn a_mounted_config_map_is_followed_over_many_swaps() {
         swap(number);
         comes_into_force(&weir, number).await;
     }
+    let log = weir.log();
+    assert!(!log.contains("watch") && !log.contains("WARN"), "nothing that reads like a fault: {log}");
 }
 
 #[tokio::test]

@@ -174,11 +174,22 @@ fn store(given: &mut given::Layers<'_>) -> StoreSetting {
     StoreSetting::Redis { url, ca_file }
 }
 
+/// What the crate that watches files says, at info and warn, of watches that ended with what they watched: it reads like a fault.
+const WATCHES: &str = "notify";
+
 impl LogSettings {
     /// # Panics
     /// When the filter is none; [`Settings::resolve`] lets no such pass.
     pub fn filter(&self) -> EnvFilter {
-        EnvFilter::try_new(&self.filter).expect("the filter was parsed when the settings were")
+        EnvFilter::try_new(self.directives()).expect("the filter was parsed when the settings were")
+    }
+
+    /// With [`WATCHES`] left out, unless they are asked for by name, or everything is by a more talkative level.
+    fn directives(&self) -> String {
+        let everything = self.filter.split(',').map(|directive| directive.trim().to_ascii_lowercase());
+        let is_usual = everything.into_iter().any(|level| level == "info" || level == "warn");
+        let by_default = if is_usual && !self.filter.contains(WATCHES) { format!(",{WATCHES}=error") } else { String::new() };
+        self.filter.clone() + &by_default
     }
 }
 
@@ -257,6 +268,23 @@ mod tests {
         assert_eq!(settings.local_cache_bytes, 1024);
         let both = resolve(&["--quota-mode"], &[("WEIR_SHADOW_MODE", "0"), ("SHADOW_MODE", "1"), ("RULES", "x")]).unwrap();
         assert_eq!((both.plan.shadow, both.plan.quota, both.rules.to_str()), (false, true, Some("config/rules")));
+    }
+
+    #[test]
+    fn watches_are_not_logged_unless_they_are_asked_for() {
+        let directives = |filter: &str| LogSettings { filter: filter.to_owned(), format: LogFormat::Text }.directives();
+        for (filter, expected) in [
+            ("info", "info,notify=error"),
+            ("WARN", "WARN,notify=error"),
+            ("weir=debug, info", "weir=debug, info,notify=error"),
+            ("info,notify=info", "info,notify=info"),
+            ("debug", "debug"),
+            ("off", "off"),
+            ("weir=debug", "weir=debug"),
+        ] {
+            assert_eq!(directives(filter), expected);
+            assert!(EnvFilter::try_new(expected).is_ok());
+        }
     }
 
     #[test]
