@@ -230,7 +230,7 @@ async fn without_memory_nothing_is_written_and_looks_still_work() {
     let both = group(&[(check(limit, Operation::Take, 1), "u1"), (check(limit, Operation::Take, 1), "u2")]);
     let (first, second) = tokio::join!(apply(&store, &both), apply(&store, &both));
     for answer in [first, second] {
-        assert!(matches!(&answer, Err(StoreError::Unavailable(reason)) if reason.contains("OOM")), "{answer:?}");
+        assert!(matches!(&answer, Err(StoreError::Refused(reason)) if reason.contains("OOM")), "{answer:?}");
     }
     assert_eq!(server.command::<u64>(&["DBSIZE"]).await, 2, "a counter, and the index of its subject");
     assert_eq!(remaining(&store, limit, "u1").await, 9);

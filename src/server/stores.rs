@@ -145,8 +145,8 @@ impl Stores {
 }
 
 impl RedisStores {
-    /// Ready when Redis answers and knows the script, and the breaker lets calls through. It is asked even when no calls come, so
-    /// that a server that nobody uses yet tells the truth too.
+    /// Ready when Redis answers and counts, and the breaker lets calls through. It is asked even when no calls come, so that a server
+    /// that nobody uses yet tells the truth too.
     async fn watch(&self, store: &RedisStore, readiness: &Readiness) {
         store.ready().await;
         let mut open = self.breaker.watch();
@@ -155,7 +155,12 @@ impl RedisStores {
             unanswered = match store.probe().await {
                 Ok(()) => 0,
                 Err(StoreError::Timeout) => unanswered + 1,
-                Err(_) => UNANSWERED,
+                Err(error) => {
+                    if matches!(error, StoreError::Refused(_)) {
+                        self.breaker.refused(&error);
+                    }
+                    UNANSWERED
+                }
             };
             readiness.set_store_ready(unanswered < UNANSWERED && !*open.borrow_and_update());
             tokio::select! {
@@ -249,7 +254,7 @@ impl<S> Measured<S> {
         let errors = match answer {
             Ok(_) => return metrics.latency.record(wait.asked.elapsed()),
             Err(StoreError::Timeout) => &metrics.timeouts,
-            Err(StoreError::Unavailable(_)) => &metrics.unavailable,
+            Err(StoreError::Unavailable(_) | StoreError::Refused(_)) => &metrics.unavailable,
             Err(StoreError::Busy) => &metrics.busy,
             Err(StoreError::Open) => &metrics.not_asked,
             Err(StoreError::Foreign(_) | StoreError::TooLarge(_)) => &metrics.refused,

@@ -1,6 +1,6 @@
 //! When to stop asking a store that fails, and when to ask it again. Pure: no clock, no I/O; times are µs on a clock that never
-//! steps back. Opens after a run of failures or when half of the last second's calls failed; then probes, ever less often,
-//! say when it closes.
+//! steps back. Opens after a run of failures, when half of the last second's calls failed, or when the store says that it refuses
+//! everybody; then probes, ever less often, say when it closes.
 
 use crate::limit::{Micros, SECOND};
 
@@ -87,6 +87,17 @@ impl Breaker {
         if self.consecutive < CONSECUTIVE && (calls < MIN_CALLS || 2 * failures < calls) {
             return false;
         }
+        self.open(now, since)
+    }
+
+    /// The store said itself that it fails everybody, which is no blip; true when this opens the breaker.
+    pub fn refused(&mut self, now: Micros) -> bool {
+        let State::Closed { since } = self.state else { return false };
+        self.open(now, since)
+    }
+
+    /// From closed since then, to open; true.
+    fn open(&mut self, now: Micros, since: Option<Micros>) -> bool {
         // What closed a moment ago has not recovered: its pauses go on from where they were.
         let is_relapse = since.is_some_and(|since| now < since + WINDOW);
         self.pause = if is_relapse { LONGEST_PAUSE.min(2 * self.pause) } else { FIRST_PAUSE };
@@ -148,6 +159,17 @@ mod tests {
         assert!(!breaker.is_open());
         assert!(breaker.failed(START) && breaker.is_open());
         assert!(!breaker.failed(START), "it opens once");
+    }
+
+    #[test]
+    fn one_refusal_opens_it() {
+        let mut breaker = Breaker::default();
+        breaker.succeeded(START, 1_000);
+        assert!(breaker.refused(START) && breaker.is_open());
+        assert!(!breaker.refused(START), "it opens once");
+        assert!(breaker.probed(START, true).is_some());
+        assert!(breaker.refused(START + 1));
+        assert_eq!(breaker.pause(JITTER), 2 * FIRST_PAUSE, "a relapse");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A store behind a circuit breaker. While the breaker is closed a call costs a look at the clock and a count of its own thread;
 //! while it is open calls are refused at once, and a task of its own probes until the store answers again.
 //!
-//! A failure is a store that cannot be reached, or one that had (nearly) the whole store timeout and did not answer. A caller
+//! A failure is a store that refuses everybody, which opens the breaker at once, one that cannot be reached, or one that had (nearly) the whole store timeout and did not answer. A caller
 //! that waits for less says nothing about the store when it runs out of patience, nor does one who waited in our own queue
 //! while others were answered.
 
@@ -29,7 +29,7 @@ const LONGEST_PROBE: Duration = Duration::from_secs(1);
 /// What a call may lose of its store timeout before it gets here, as a divisor: it still had the whole of it.
 const QUEUEING_SHARE: u32 = 8;
 
-/// Asks a store whether it would answer.
+/// Asks a store whether it would answer: by counting something, as a request does.
 pub trait Probe: Send + Sync {
     /// Without a connection, tries to make one.
     ///
@@ -63,6 +63,8 @@ struct Counted {
     breaker: Breaker,
     tallies: Vec<Arc<Tally>>,
     probes: Vec<ProbeOne>,
+    /// Why the store fails, as the log told it last.
+    told: Option<StoreError>,
 }
 
 /// `None` when the store is gone.
@@ -101,6 +103,7 @@ impl<S> Guard<S> {
             Ok(_) | Err(StoreError::Foreign(_)) => self.shared.succeeded(wait.asked, &self.tally),
             Err(StoreError::Timeout) if wait.deadline.saturating_duration_since(wait.asked) < self.shared.patience => {}
             Err(error @ (StoreError::Timeout | StoreError::Unavailable(_))) => self.shared.failed(error),
+            Err(error @ StoreError::Refused(_)) => self.shared.refused(error),
             Err(StoreError::Busy | StoreError::Open | StoreError::TooLarge(_)) => {}
         }
     }
@@ -169,8 +172,9 @@ impl SharedBreaker {
         while open.wait_for(|open| *open).await.is_ok() {
             let pause = self.counted.lock().breaker.pause(random_below(JITTER));
             sleep(Duration::from_micros(pause)).await;
-            let answers = join_all(self.live_probes().into_iter().map(|probe| timeout(LONGEST_PROBE, probe))).await;
-            self.probed(answers.iter().any(|answer| matches!(answer, Ok(Ok(())))));
+            let probes = self.live_probes().into_iter().map(|probe| timeout(LONGEST_PROBE, probe));
+            let answers = join_all(probes.map(|probe| async { probe.await.unwrap_or(Err(StoreError::Timeout)) })).await;
+            self.probed(&answers);
         }
     }
 
@@ -199,10 +203,20 @@ impl SharedBreaker {
     }
 
     fn failed(&self, error: &StoreError) {
+        self.count_failure(error, Breaker::failed);
+    }
+
+    /// The store said that it refuses everybody, whoever of them was told so.
+    pub fn refused(&self, error: &StoreError) {
+        self.count_failure(error, Breaker::refused);
+    }
+
+    fn count_failure(&self, error: &StoreError, count: fn(&mut Breaker, Micros) -> bool) {
         let now = self.since_start(Instant::now());
         let mut counted = self.counted.lock();
         counted.tally(now);
-        if counted.breaker.failed(now) {
+        if count(&mut counted.breaker, now) {
+            counted.told = Some(error.clone());
             self.is_open.store(true, Ordering::Relaxed);
             self.open.send_replace(true);
             drop(counted);
@@ -210,10 +224,18 @@ impl SharedBreaker {
         }
     }
 
-    fn probed(&self, is_good: bool) {
+    fn probed(&self, answers: &[Result<(), StoreError>]) {
         let now = self.since_start(Instant::now());
+        let is_good = answers.iter().any(Result::is_ok);
         let mut counted = self.counted.lock();
-        if let Some(closed) = counted.breaker.probed(now, is_good) {
+        let closed = counted.breaker.probed(now, is_good);
+        if let Some(refusal) = answers.iter().find_map(refusal).filter(|_| !is_good)
+            && counted.told.as_ref() != Some(refusal)
+        {
+            counted.told = Some(refusal.clone());
+            tracing::warn!(error = %refusal, "the store is still failing, and says why");
+        }
+        if let Some(closed) = closed {
             // What was answered before it opened is no news.
             counted.take_tallies();
             self.is_open.store(false, Ordering::Relaxed);
@@ -235,6 +257,10 @@ impl Counted {
         self.tallies.retain(|tally| Arc::strong_count(tally) > 1 || tally.0.load(Ordering::Relaxed) > 0);
         self.tallies.iter().map(|tally| tally.0.swap(0, Ordering::Relaxed)).sum()
     }
+}
+
+fn refusal(answer: &Result<(), StoreError>) -> Option<&StoreError> {
+    answer.as_ref().err().filter(|error| matches!(error, StoreError::Refused(_)))
 }
 
 /// Not for secrets: for replicas not to probe at one instant.
@@ -319,6 +345,14 @@ mod tests {
         assert!(!opens(StoreError::Foreign("a list".into()), STORE_TIMEOUT).await);
         assert!(!opens(StoreError::Busy, STORE_TIMEOUT).await, "it answered others");
         assert!(!opens(StoreError::TooLarge(100_000), STORE_TIMEOUT).await, "what a caller asks for is not the store's failure");
+    }
+
+    #[tokio::test]
+    async fn one_refusal_opens_it() {
+        let (guard, shared) = guard();
+        guard.store().say(Some(StoreError::Refused("READONLY".into())));
+        assert!(ask(&guard, STORE_TIMEOUT / 2).await.is_err());
+        assert!(shared.is_open());
     }
 
     #[tokio::test]

@@ -64,6 +64,10 @@ pub enum StoreError {
     /// The store cannot be reached, or the connection broke. What was under way may have been counted.
     #[error("the store is unavailable: {0}")]
     Unavailable(Arc<str>),
+    /// The store said that it takes no writes, or nothing at all, from anyone: it was made a replica, is out of memory, or loads its
+    /// data. Nothing was counted.
+    #[error("the store refuses all calls: {0}")]
+    Refused(Arc<str>),
     /// No answer in time, though others were answered meanwhile: too many requests wait for the store, which this says nothing
     /// of. It may have been counted; never retried.
     #[error("too many requests are waiting for the store")]

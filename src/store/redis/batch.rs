@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use deadpool::managed::Object;
-use deadpool_redis::redis::{Cmd, RedisError, ServerErrorKind, Value};
+use deadpool_redis::redis::{Cmd, ServerErrorKind, Value};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::connect::{Connector, Dialer, Link, Pauses};
+use super::failure::Failure;
 use super::wire::{self, Encoded, Listing};
 use super::{STRANGE, script, unavailable};
 use crate::store::{Clock, Outcomes, StoreError, Wait};
@@ -115,23 +116,28 @@ pub(super) struct Lane {
 impl Lane {
     /// Until the store is dropped.
     pub(super) async fn run(mut self) {
-        while let ControlFlow::Continue(link) = self.connect().await {
+        // That a server refuses what it is asked is told by the breaker, once; that it does so over a new connection too is no news.
+        let mut is_news = true;
+        while let ControlFlow::Continue(link) = self.connect(&mut is_news).await {
             self.status.send_replace(Status::Ready(Link::clone(&link)));
-            tracing::info!("connected to Redis");
-            let reason = self.serve(&link).await;
+            if is_news {
+                tracing::info!("connected to Redis");
+            }
+            let given_up = self.serve(&link).await;
             self.status.send_replace(Status::Connecting);
             self.last_reply.forget();
             // Closes it, once nobody else uses it.
             drop(Object::take(link));
-            match reason {
-                ControlFlow::Continue(reason) => tracing::warn!(reason = &*reason, "the connection to Redis is given up"),
-                ControlFlow::Break(()) => return,
+            let ControlFlow::Continue(Failure { reason, is_refusal, .. }) = given_up else { return };
+            is_news = !is_refusal;
+            if is_news {
+                tracing::warn!(reason = &*reason, "the connection to Redis is given up");
             }
         }
     }
 
-    /// Attempts until there is a connection, or no store any more.
-    async fn connect(&mut self) -> ControlFlow<(), Object<Dialer>> {
+    /// Attempts until there is a connection, or no store any more. Where the log tells of trouble, its end is news.
+    async fn connect(&mut self, is_news: &mut bool) -> ControlFlow<(), Object<Dialer>> {
         let mut down: Option<Arc<str>> = None;
         let mut pauses = Pauses::default();
         loop {
@@ -140,6 +146,7 @@ impl Lane {
                 Ok(link) => return ControlFlow::Continue(link),
                 Err(reason) => {
                     if down.is_none() {
+                        *is_news = true;
                         tracing::warn!(reason = &*reason, "no connection to Redis; trying again until there is one");
                     }
                     self.status.send_replace(Status::Down(Arc::clone(&reason)));
@@ -197,17 +204,17 @@ impl Lane {
     }
 
     /// Sends batch after batch until the connection is of no more use (and why), or no store is left.
-    async fn serve(&mut self, link: &Link) -> ControlFlow<(), Arc<str>> {
+    async fn serve(&mut self, link: &Link) -> ControlFlow<(), Failure> {
         let mut link = link.clone();
         let mut lost = link.lost();
         loop {
             if *lost.borrow() {
-                return ControlFlow::Continue(Arc::from("it was closed"));
+                return ControlFlow::Continue(Failure::lost("it was closed"));
             }
             if self.waiting.is_empty() {
                 let first = tokio::select! {
                     biased;
-                    _ = lost.wait_for(|&lost| lost) => return ControlFlow::Continue(Arc::from("it was closed")),
+                    _ = lost.wait_for(|&lost| lost) => return ControlFlow::Continue(Failure::lost("it was closed")),
                     first = self.queue.recv() => first,
                 };
                 let Some(first) = first else { return ControlFlow::Break(()) };
@@ -230,17 +237,17 @@ impl Lane {
                 ControlFlow::Break(()) => return ControlFlow::Break(()),
             }) else {
                 self.fail_all(&StoreError::Timeout);
-                return ControlFlow::Continue(Arc::from("a call got no answer in time"));
+                return ControlFlow::Continue(Failure::lost("a call got no answer in time"));
             };
             match reply {
                 Ok(reply) => {
                     self.last_reply.has_come();
                     self.answer_all(&reply, &listings);
                 }
-                Err(Failure { reason, is_lost }) => {
-                    self.fail_all(&StoreError::Unavailable(Arc::clone(&reason)));
-                    if is_lost {
-                        return ControlFlow::Continue(reason);
+                Err(failure) => {
+                    self.fail_all(&StoreError::from(&failure));
+                    if failure.is_lost {
+                        return ControlFlow::Continue(failure);
                     }
                 }
             }
@@ -282,26 +289,6 @@ impl Lane {
     }
 }
 
-/// Why a call has no reply, and whether its connection can be used again.
-pub(super) struct Failure {
-    reason: Arc<str>,
-    is_lost: bool,
-}
-
-impl From<RedisError> for Failure {
-    fn from(error: RedisError) -> Failure {
-        // A server that has become a replica, or is about to go, is not asked again.
-        let is_lost = error.is_io_error() || error.is_unrecoverable_error() || error.kind() == ServerErrorKind::ReadOnly.into();
-        Failure { reason: Arc::from(error.to_string()), is_lost }
-    }
-}
-
-impl From<Failure> for StoreError {
-    fn from(failure: Failure) -> StoreError {
-        StoreError::Unavailable(failure.reason)
-    }
-}
-
 /// Runs the script. A server that does not know it ran nothing: it is told, and asked once more.
 pub(super) async fn evaluate(link: &mut Link, command: &Cmd) -> Result<Vec<u8>, Failure> {
     let mut reply = link.connection.send_packed_command(command).await?;
@@ -311,7 +298,7 @@ pub(super) async fn evaluate(link: &mut Link, command: &Cmd) -> Result<Vec<u8>, 
     }
     match reply.extract_error()? {
         Value::BulkString(reply) => Ok(reply),
-        _ => Err(Failure { reason: Arc::from(STRANGE), is_lost: true }),
+        _ => Err(Failure::lost(STRANGE)),
     }
 }
 

@@ -27,7 +27,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the counters are kept, and with how much patience. Redis 6.0 or newer (`HELLO 3`, `SET … KEEPTTL`). An ACL user needs
-/// `~<prefix>w1|*` and `+evalsha +eval +script|load +script|exists +mget +exists +get +set +time +zadd +zcard +zremrangebyscore
+/// `~<prefix>w1|*` and `+evalsha +eval +script|load +mget +exists +get +set +time +zadd +zcard +zremrangebyscore
 /// +pexpire`; for what operators change and look at besides `+del +zrem +zrangebylex +zrevrange +pttl +expire +xadd +xrange
 /// +xrevrange +hincrby +hset +hmget`; `+info` lets weir warn of eviction.
 #[derive(Clone, Debug)]

@@ -3,7 +3,9 @@
 
 mod batch;
 mod connect;
+mod failure;
 mod listed;
+mod probe;
 mod records;
 mod reservations;
 mod script;
@@ -24,6 +26,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use self::batch::{Lane, LastReply, MAX_QUEUED, Request, Status};
 use self::connect::Link;
 pub use self::connect::{Connector, RedisSettings, RedisSettingsError};
+use self::failure::Failure;
 pub use self::records::RedisRecords;
 pub use self::subjects::RedisSubjects;
 use self::wire::Encoded;
@@ -84,21 +87,18 @@ impl RedisStore {
         matches!(*self.status.borrow(), Status::Ready(_))
     }
 
-    /// Asks for an answer from Redis, and for the script to be there, within the store timeout. Without a connection an attempt
-    /// to make one is begun at once; a connection that does not answer is given up.
+    /// Has Redis decide and count, as for any request, a counter of no one's, within the store timeout: what reads and cannot write
+    /// is no store. Without a connection an attempt to make one is begun at once; a connection that does not answer is given up.
     ///
     /// # Errors
-    /// When there is no answer.
+    /// When nothing was counted.
     pub async fn probe(&self) -> Result<(), StoreError> {
-        let patience = self.connector.settings.store_timeout;
-        let deadline = Instant::now() + patience;
-        let mut link = self.link(deadline).await?;
-        match timeout_at(deadline, script::check(&mut link.connection)).await {
-            Ok(checked) => checked.map_err(|error| StoreError::Unavailable(Arc::from(error.to_string()))),
-            Err(_) => {
-                link.give_up();
-                Err(StoreError::Timeout)
-            }
+        let wait = Wait::of(self.connector.settings.store_timeout);
+        self.link(wait.deadline).await?;
+        match self.send(&probe::group(&self.connector.settings.key_prefix), wait)?.await {
+            // Somebody put something else there: still an answer.
+            Ok(_) | Err(StoreError::Foreign(_)) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -116,7 +116,7 @@ impl RedisStore {
             Ok(alive) => alive,
             Err(_) => return Err(StoreError::Timeout),
         };
-        alive.map_err(|error| StoreError::Unavailable(Arc::from(error.to_string())))
+        alive.map_err(|error| Failure::from(error).into())
     }
 
     /// Queues a group.

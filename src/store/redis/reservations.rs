@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::batch::Status;
 use super::connect::Link;
+use super::failure::Failure;
 use super::wire::{self, Encoded};
 use super::{RedisStore, STRANGE, unavailable};
 use crate::limit::Outcome;
@@ -37,7 +38,7 @@ impl ReservationStore for RedisStore {
             Ok(None) => Ok(None),
             Ok(Some(found)) => wire::kept(&found).ok_or_else(foreign).map(Some),
             Err(error) if error.code() == Some("WRONGTYPE") => Err(foreign()),
-            Err(error) => Err(StoreError::Unavailable(error.to_string().into())),
+            Err(error) => Err(Failure::from(error).into()),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{RedisResult, Script, cmd};
+use deadpool_redis::redis::{RedisResult, Script};
 
 const SOURCE: &str = concat!(
     include_str!("lua/prelude.lua"),
@@ -27,10 +27,4 @@ pub(super) fn digest() -> &'static str {
 /// Makes the script known to the server.
 pub(super) async fn load(connection: &mut MultiplexedConnection) -> RedisResult<()> {
     DECIDE.load_async(connection).await.map(drop)
-}
-
-/// One round trip: the server answers, and knows the script afterwards.
-pub(super) async fn check(connection: &mut MultiplexedConnection) -> RedisResult<()> {
-    let (known,): (bool,) = cmd("SCRIPT").arg("EXISTS").arg(digest()).query_async(connection).await?;
-    if known { Ok(()) } else { load(connection).await }
 }
