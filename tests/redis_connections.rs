@@ -278,6 +278,32 @@ async fn a_probe_gives_up_a_connection_that_does_not_answer() {
 }
 
 #[tokio::test]
+async fn why_there_is_no_connection_is_told_again_when_it_is_another_reason() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let mut server = RedisServer::start();
+    let store = open(RedisSettings { store_timeout: Duration::from_secs(1), ..server.settings() });
+    store.ready().await;
+    server.kill();
+    not_ready(&store).await;
+    let told = || log.text().matches("no connection to Redis").count();
+    let fails_by = async |reason: &str| {
+        let answer = store.probe().await;
+        matches!(answer, Err(StoreError::Unavailable(told)) if told.contains(reason))
+    };
+    while !fails_by("refused").await {}
+    server.restart_with(&["--requirepass", "unguessable"]);
+    // Each of them has it try again.
+    let mut attempts = 0;
+    while attempts < 5 {
+        attempts += u32::from(fails_by("NOAUTH").await);
+    }
+    assert!(log.text().contains("NOAUTH"), "{}", log.text());
+    assert_eq!(told(), 2, "{}", log.text());
+}
+
+#[tokio::test]
 async fn a_server_that_evicts_is_warned_of_once() {
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();

@@ -176,6 +176,12 @@ impl RedisServer {
         assert!(self.launch(), "redis-server does not start again at {}", self.url());
     }
 
+    /// Starts it again where it was, empty, with other settings.
+    pub fn restart_with(&mut self, config: &[&str]) {
+        self.config = config.iter().map(|&text| text.to_owned()).collect();
+        self.restart();
+    }
+
     fn signal(&self, name: &str) {
         let killed = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
         assert!(killed.expect("kill runs").success());

@@ -145,7 +145,8 @@ impl Lane {
             match self.attend(connector.connect(), down.as_ref()).await? {
                 Ok(link) => return ControlFlow::Continue(link),
                 Err(reason) => {
-                    if down.is_none() {
+                    // Not for each attempt, but for each reason: the last one told is the one that stands.
+                    if down.as_ref() != Some(&reason) {
                         *is_news = true;
                         tracing::warn!(reason = &*reason, "no connection to Redis; trying again until there is one");
                     }

@@ -86,7 +86,7 @@ impl Follower {
     }
 
     async fn follow_forever(&self) {
-        let (mut pauses, mut is_told) = (Pauses::default(), false);
+        let (mut pauses, mut told) = (Pauses::default(), None);
         loop {
             match self.connector.connect().await {
                 Ok(object) => {
@@ -94,13 +94,15 @@ impl Follower {
                     self.status.send_modify(|status| (status.link, status.obstacle) = (Some(link.clone()), None));
                     let (has_loaded, reason) = self.follow(link).await;
                     if has_loaded {
-                        (pauses, is_told) = (Pauses::default(), false);
+                        (pauses, told) = (Pauses::default(), None);
                     }
-                    if !std::mem::replace(&mut is_told, true) {
-                        tracing::warn!(reason, "what operators said is not followed for now; the last known stands");
+                    // Not for each attempt, but for each reason. Why there is no connection is told by those who decide.
+                    if told.as_ref() != Some(&reason) {
+                        tracing::warn!(reason = &*reason, "what operators said is not followed for now; the last known stands");
                     }
                     drop(Object::take(object));
-                    self.has_failed(Arc::from(reason));
+                    self.has_failed(Arc::from(&*reason));
+                    told = Some(reason);
                 }
                 Err(reason) => self.has_failed(reason),
             }
