@@ -28,7 +28,7 @@ impl RateLimitService for Empty {
 pub(crate) fn serve(threads: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listener = listen::listen("", "127.0.0.1:0".parse()?).await?;
+        let listener = listen::listen(String::new(), "127.0.0.1:0".parse()?).await?;
         println!("{}", listener.local_addr()?);
         std::io::stdout().flush()?;
         let drain = Drain::new();

@@ -1,9 +1,9 @@
 //! A store behind a circuit breaker. While the breaker is closed a call costs a look at the clock and a count of its own thread;
 //! while it is open calls are refused at once, and a task of its own probes until the store answers again.
 //!
-//! A failure is a store that refuses everybody, which opens the breaker at once, one that cannot be reached, or one that had (nearly) the whole store timeout and did not answer. A caller
-//! that waits for less says nothing about the store when it runs out of patience, nor does one who waited in our own queue
-//! while others were answered.
+//! A failure is a store that refuses everybody, which opens the breaker at once, one that cannot be reached, or one that had
+//! (nearly) the whole store timeout and did not answer. A caller that waits for less says nothing about the store when it runs out
+//! of patience, nor does one who waited in our own queue while others were answered.
 
 use std::hash::BuildHasher;
 use std::pin::Pin;
