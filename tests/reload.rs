@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
@@ -25,7 +26,15 @@ struct Watched {
     first: Loaded,
 }
 
+/// Longer than a test waits.
+const NEVER: Duration = Duration::from_secs(3600);
+const QUIET: Duration = Duration::from_millis(20);
+
 fn watched(path: &str, files: &[(&str, &str)], options: LoadOptions, poll: Duration) -> Watched {
+    watched_in(Timing { quiet: QUIET, poll, ..Timing::default() }, path, files, options)
+}
+
+fn watched_in(timing: Timing, path: &str, files: &[(&str, &str)], options: LoadOptions) -> Watched {
     let directory = TempDir::new().unwrap();
     for (name, text) in files {
         write(directory.path().join(name), text);
@@ -33,7 +42,6 @@ fn watched(path: &str, files: &[(&str, &str)], options: LoadOptions, poll: Durat
     let path = directory.path().join(path);
     let first = load(&path, &options, &RuleSet::default());
     let (sender, loads) = channel();
-    let timing = Timing { quiet: Duration::from_millis(20), poll };
     let watcher = Watcher::start(&path, options, timing, &first, move |loaded| {
         let _ = sender.send(loaded);
     });
@@ -89,6 +97,76 @@ fn an_edit_in_place_is_seen() {
     assert_eq!((&loaded.changes.domains_changed[..], loaded.changes.rules_changed), (&["a".to_owned()][..], 1));
 }
 
+/// One that waits so long for who writes, and watches by now.
+fn patient(unfinished: Duration, path: &str) -> Watched {
+    let timing = Timing { quiet: QUIET, unfinished, ..Timing::default() };
+    let watched = watched_in(timing, path, &[("rules/a.yaml", &document("a", 0))], LoadOptions::default());
+    replace(&watched, &document("a", 1));
+    assert_eq!(requests(&watched.next(), "a"), Some(1));
+    watched
+}
+
+/// Another file in the place of `rules/a.yaml`.
+fn replace(watched: &Watched, text: &str) {
+    let rules = watched.directory.path().join("rules");
+    fs::write(rules.join("new"), text).unwrap();
+    fs::rename(rules.join("new"), rules.join("a.yaml")).unwrap();
+}
+
+/// Begins to write a file anew, and has not closed it.
+fn begin(path: impl AsRef<Path>, text: &str) -> File {
+    let mut file = File::create(path).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+/// Good rules, though not those that are meant.
+const BEGINNING: &str = "domain: a\ndescriptors:\n  - key: user\n";
+
+#[test]
+fn a_file_is_read_once_it_is_written_to_its_end() {
+    for path in ["rules", "rules/a.yaml"] {
+        let watched = patient(NEVER, path);
+        let file = watched.directory.path().join("rules/a.yaml");
+        let mut writing = begin(&file, BEGINNING);
+        // As long as it takes to hear of it many times over.
+        assert!(watched.loads.recv_timeout(30 * QUIET).is_err(), "half of a file is no file");
+        writing.write_all(document("a", 2).strip_prefix(BEGINNING).unwrap().as_bytes()).unwrap();
+        drop(writing);
+        let loaded = watched.next();
+        assert_eq!((requests(&loaded, "a"), loaded.problems.len()), (Some(2), 0), "{path}");
+    }
+}
+
+#[test]
+fn a_file_that_stays_open_is_read_in_the_end() {
+    let watched = patient(5 * QUIET, "rules");
+    let _writing = begin(watched.file("a.yaml"), &document("a", 2));
+    assert_eq!(requests(&watched.next(), "a"), Some(2));
+}
+
+#[test]
+fn a_rename_does_not_wait_for_who_wrote_the_file_before_or_writes_others() {
+    let watched = patient(NEVER, "rules");
+    let _writing = begin(watched.file("a.yaml"), BEGINNING);
+    let _log = begin(watched.file("log.txt"), "a line\n");
+    replace(&watched, &document("a", 2));
+    assert_eq!(requests(&watched.next(), "a"), Some(2));
+    let watched = patient(NEVER, "rules/a.yaml");
+    let _other = begin(watched.path.with_file_name("other.yaml"), &document("a", 3));
+    replace(&watched, &document("a", 2));
+    assert_eq!(requests(&watched.next(), "a"), Some(2));
+}
+
+#[test]
+fn an_unfinished_file_that_is_gone_is_not_waited_for() {
+    let watched = patient(NEVER, "rules");
+    let _writing = begin(watched.file("b.yaml"), &document("b", 1));
+    fs::remove_file(watched.file("b.yaml")).unwrap();
+    fs::write(watched.file("a.yaml"), document("a", 2)).unwrap();
+    assert_eq!(requests(&watched.next(), "a"), Some(2));
+}
+
 #[test]
 fn an_atomic_rename_is_seen() {
     let watched = standard(&[("rules/a.yaml", &document("a", 1))]);
@@ -131,7 +209,7 @@ fn a_config_map_is_followed_through_swaps() {
     let first = load(&root, &LoadOptions::default(), &RuleSet::default());
     assert_eq!(requests(&first, "a"), Some(1), "{}", first.problems);
     let (sender, loads) = channel();
-    let timing = Timing { quiet: Duration::from_millis(20), ..Timing::default() };
+    let timing = Timing { quiet: QUIET, ..Timing::default() };
     let _watcher = Watcher::start(&root, LoadOptions::default(), timing, &first, move |loaded| sender.send(loaded).unwrap());
     for (version, old, requests_now) in
         [("..2024_02", "..2024_01", 2), ("..2024_03", "..2024_02", 3), ("..2024_04", "..2024_03", 4)]
@@ -269,7 +347,7 @@ fn what_no_event_tells_is_polled() {
     let path = directory.path().join("link/rules");
     let first = load(&path, &LoadOptions::default(), &RuleSet::default());
     let (sender, loads) = channel();
-    let timing = Timing { quiet: Duration::from_millis(20), poll: Duration::from_millis(50) };
+    let timing = Timing { quiet: QUIET, poll: Duration::from_millis(50), ..Timing::default() };
     let _watcher = Watcher::start(&path, LoadOptions::default(), timing, &first, move |loaded| sender.send(loaded).unwrap());
     // The swapped link is neither in the directory nor in its parent.
     write(directory.path().join("other/rules/a.yaml"), &document("a", 2));

@@ -56,6 +56,11 @@ impl Found {
     }
 }
 
+/// Whether a file of a directory is one of rules, by its name.
+pub(super) fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+}
+
 fn name_of(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
@@ -77,7 +82,7 @@ impl Search {
         entries.sort_by(|a, b| a.0.cmp(&b.0));
         for (name, entry) in entries.into_iter().filter(|(name, _)| !name.starts_with('.')) {
             let (path, name) = (entry.path(), format!("{prefix}{name}"));
-            let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+            let is_yaml = is_yaml(&path);
             // A directory behind a link is not followed: a loop of links would never end.
             let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
             if is_directory && depth < MAX_DEPTH {

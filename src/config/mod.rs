@@ -24,6 +24,7 @@ pub mod schema;
 mod short;
 mod tiers;
 pub mod watch;
+mod writing;
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;

@@ -2,7 +2,8 @@
 //!
 //! The directory is watched, never a file: after the second swap of a ConfigMap's `..data` link a watched file is a dead one. The
 //! directory's parent is watched too, for the directory itself being replaced; and the contents are compared every so often,
-//! for whatever the file system does not tell. All of it happens on a thread of its own, never on a runtime's.
+//! for whatever the file system does not tell. A file that is being written is read once it is closed ([`Writing`]). All of it
+//! happens on a thread of its own, never on a runtime's.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 
 use super::files::{self, Fingerprint};
+use super::writing::Writing;
 use super::{LoadOptions, Loaded, compile};
 use crate::rules::RuleSet;
 
@@ -23,11 +25,14 @@ pub struct Timing {
     pub quiet: Duration,
     /// So often the contents are compared even if nothing was heard.
     pub poll: Duration,
+    /// So long at most a file that is open and being written puts the reading off: what is there so far may be good rules, and
+    /// others than those that are meant.
+    pub unfinished: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Timing {
-        Timing { quiet: Duration::from_millis(250), poll: Duration::from_secs(30) }
+        Timing { quiet: Duration::from_millis(250), poll: Duration::from_secs(30), unfinished: Duration::from_secs(10) }
     }
 }
 
@@ -58,9 +63,12 @@ impl Watcher {
         let (wake, wakes) = sync_channel(1);
         let stopped = Arc::new(AtomicBool::new(false));
         let path = path.into();
+        let directory = directory(&path);
+        let writing = Arc::new(Writing::of(&std::path::absolute(&path).unwrap_or_else(|_| path.clone()), &directory));
         let watch = Watch {
-            directory: directory(&path),
+            directory,
             path,
+            writing,
             options,
             timing,
             wakes,
@@ -106,6 +114,7 @@ struct Watch<F> {
     options: LoadOptions,
     timing: Timing,
     wakes: Receiver<()>,
+    writing: Arc<Writing>,
     stopped: Arc<AtomicBool>,
     rules: RuleSet,
     fingerprint: Fingerprint,
@@ -114,11 +123,13 @@ struct Watch<F> {
 
 impl<F: FnMut(Loaded)> Watch<F> {
     fn run(mut self, wake: SyncSender<()>) {
-        let directory = self.directory.clone();
+        let (directory, writing) = (self.directory.clone(), self.writing.clone());
         let listener = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // Reading is no change: without this, every look would cause the next.
-            let concerns =
-                |event: &notify::Event| !event.kind.is_access() && event.paths.iter().any(|path| path.starts_with(&directory));
+            let concerns = |event: &notify::Event| {
+                let is_finished = writing.heard(event);
+                is_finished || !event.kind.is_access() && event.paths.iter().any(|path| path.starts_with(&directory))
+            };
             if event.as_ref().map_or(true, concerns) {
                 let _ = wake.try_send(());
             }
@@ -151,8 +162,21 @@ impl<F: FnMut(Loaded)> Watch<F> {
         }
     }
 
-    /// Waits until nothing has happened for a while, within bounds.
+    /// Waits until nothing has happened for a while and all files that are written are closed, within bounds.
     fn settle(&self) {
+        let unfinished = Instant::now() + self.timing.unfinished;
+        self.become_quiet();
+        while !self.writing.is_over() && !self.stopped.load(Ordering::Acquire) {
+            let left = unfinished.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.writing.forget();
+            } else if self.wakes.recv_timeout(left).is_ok() {
+                self.become_quiet();
+            }
+        }
+    }
+
+    fn become_quiet(&self) {
         let latest = Instant::now() + self.timing.quiet * MAX_PUT_OFF;
         while !self.stopped.load(Ordering::Acquire) && Instant::now() < latest && self.wakes.recv_timeout(self.timing.quiet).is_ok()
         {
@@ -162,6 +186,10 @@ impl<F: FnMut(Loaded)> Watch<F> {
     fn look(&mut self) {
         let found = files::find(&self.path);
         if found.fingerprint == self.fingerprint || self.stopped.load(Ordering::Acquire) {
+            return;
+        }
+        if !self.writing.is_over() {
+            // Somebody has begun to write since; a look at what comes of it is already asked for.
             return;
         }
         self.fingerprint = found.fingerprint;
