@@ -123,7 +123,9 @@ pub(super) fn kinds(
                 return Ok(kind);
             }
             let is_replaced = rule.and_then(|rule| rule.name.as_deref()).is_some_and(|name| replaced.contains(name));
-            Ok(kind(limit.is_some() && !descriptor.entries.is_empty(), rule, record, is_replaced))
+            let kind = kind(limit.is_some() && !descriptor.entries.is_empty(), rule, record, is_replaced);
+            // What is given back asks for nothing that could be denied.
+            Ok(if kind == Kind::Deny && descriptor.is_negative_hits { Kind::Unmatched } else { kind })
         })
         .collect()
 }
