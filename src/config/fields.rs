@@ -191,6 +191,7 @@ pub(crate) fn amount(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) 
         Value::Scalar(Scalar { kind: Kind::Quoted, text }) if parse_amount(text).is_ok() => {
             Err("write it without quotes".to_owned())
         }
+        Value::Scalar(Scalar { kind: Kind::Plain, text }) => Err(parse_amount(text).err().unwrap_or_default()),
         _ => Err(String::new()),
     };
     match found {
@@ -203,14 +204,22 @@ pub(crate) fn amount(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) 
     }
 }
 
+/// The hint for a number that no limit has.
+pub(super) const TOO_LARGE: &str = "it is too large to count; -1 is unlimited";
+
 /// A whole number of requests, or -1; the error is a hint.
 pub(crate) fn parse_amount(text: &str) -> Result<Amount, String> {
     let digits = text.replace('_', "");
     if digits == "-1" {
         return Ok(Amount::Unlimited);
     }
+    let too_large = || TOO_LARGE.to_owned();
     if let Some(hex) = digits.strip_prefix("0x") {
-        return u64::from_str_radix(hex, 16).map(Amount::Requests).map_err(|_| String::new());
+        let is_number = !hex.is_empty() && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+        return u64::from_str_radix(hex, 16).map(Amount::Requests).map_err(|_| if is_number { too_large() } else { String::new() });
+    }
+    if let Some(requests) = digits.strip_prefix("0o").and_then(|octal| u64::from_str_radix(octal, 8).ok()) {
+        return Err(format!("write it as a decimal number: {requests}"));
     }
     if digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(format!(
@@ -221,7 +230,15 @@ pub(crate) fn parse_amount(text: &str) -> Result<Amount, String> {
     if let Ok(requests) = digits.parse() {
         return Ok(Amount::Requests(requests));
     }
-    whole(&digits).map(Amount::Requests).ok_or_else(String::new)
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    whole(&digits).map(Amount::Requests).ok_or_else(|| if is_number || is_huge(&digits) { too_large() } else { String::new() })
+}
+
+/// `1e40`: a number with an exponent beyond those of numbers that can be counted.
+fn is_huge(digits: &str) -> bool {
+    let (mantissa, exponent) = digits.split_once(['e', 'E']).unwrap_or((digits, ""));
+    let exponent = exponent.strip_prefix('+').unwrap_or(exponent);
+    mantissa.bytes().next().is_some_and(|first| matches!(first, b'1'..=b'9')) && exponent.parse().is_ok_and(|power: u32| power > 19)
 }
 
 /// `1e6` and `100.0` are whole numbers too.
@@ -324,5 +341,10 @@ mod tests {
         for bad in ["-2", "1.5", "010", "1e40", "x", "", "18446744073709551616"] {
             assert_eq!(parsed(bad), None, "{bad}");
         }
+        for huge in ["18446744073709551616", "99999999999999999999", "0xfffffffffffffffff", "1e40"] {
+            assert_eq!(parse_amount(huge), Err(TOO_LARGE.to_owned()), "{huge}");
+        }
+        assert_eq!(parse_amount("0o10"), Err("write it as a decimal number: 8".to_owned()));
+        assert_eq!(["-2", "1.5", "x", "0x", "0o9"].map(|bad| parse_amount(bad)), [const { Err(String::new()) }; 5]);
     }
 }

@@ -265,6 +265,9 @@ fn limit(
     }
     match Limit::new(algorithm, requests, window, burst) {
         Ok(limit) => {
+            if let Some(node) = fields.given("burst") {
+                warn_of_no_room(&limit, node, path, report);
+            }
             let (charge, max_wait) = (charge.flatten(), max_wait.flatten());
             drafts.limits.push(Draft { at: fields.at, limit, algorithm: written, charge, max_wait });
         }
@@ -272,6 +275,14 @@ fn limit(
             let key = blamed(&error, fields);
             report.error(fields.get(key).map_or(fields.at, |node| node.at), path, error.to_string());
         }
+    }
+}
+
+/// A bucket that is refilled and has no room admits nothing, which is seldom what was meant.
+pub(super) fn warn_of_no_room(limit: &Limit, burst: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) {
+    if limit.burst() == 0 && limit.requests() > 0 {
+        let problem = report.warning(burst.at, path.key("burst"), "a bucket with a burst of 0 has no room: it refuses everything");
+        problem.hint("`burst` is the capacity: leave it out for that of the requests, or write 1 for one at a time");
     }
 }
 
@@ -401,9 +412,12 @@ pub(crate) fn burst(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -
     match parsed {
         Ok((Amount::Requests(more), true)) => Some(Burst::Above(more)),
         Ok((Amount::Requests(capacity), false)) => Some(Burst::Capacity(capacity)),
-        _ => {
+        other => {
             let problem = report.error(node.at, path.key("burst"), format!("expected a burst, found {}", describe(node)));
-            problem.hint("`burst: 50` is the bucket's capacity, `burst: +50` adds to the requests");
+            problem.hint(match other {
+                Err(hint) if hint == fields::TOO_LARGE => "it is too large to count",
+                _ => "`burst: 50` is the bucket's capacity, `burst: +50` adds to the requests",
+            });
             None
         }
     }

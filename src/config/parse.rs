@@ -114,7 +114,9 @@ fn read<'s>(source: &'s SourceFile, report: &mut Report<'s>, unreadable: &mut Ha
             unreadable.insert(source.name.clone());
             let problem = report.error(error.at, "", error.message.clone());
             problem.snippet = error.snippet.clone();
-            if error.message.contains("alias") {
+            if let Some(hint) = error.hint {
+                problem.hint(hint);
+            } else if error.message.contains("alias") {
                 problem.hint("a value that begins with `*` stands in quotes, or it is an alias: value: \"*.html\"");
             }
             Vec::new()

@@ -7,8 +7,9 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
-use serde_saphyr::{Location, Options, Spanned};
+use serde_saphyr::{Error, Location, Options, Spanned};
 
 /// The most nodes (scalars, lists, maps) in a file: some two million rules.
 const MAX_NODES: usize = 20_000_000;
@@ -16,7 +17,7 @@ const MAX_NODES: usize = 20_000_000;
 const MAX_SCALAR_BYTES: usize = 256 * 1024 * 1024;
 /// The most nodes behind anchors, counting what their own aliases stand for: an alias bomb ends here.
 const MAX_ANCHORED: usize = 100_000;
-/// The most lists and maps inside each other: bounds the stack of whoever walks the tree.
+/// The most lists and maps inside each other: bounds the stack of whoever walks the tree ([`super::STACK`]).
 const MAX_DEPTH: usize = 128;
 
 /// Where a node is written: 1-based line and column, and its width in characters (0: unknown, or a block).
@@ -71,6 +72,7 @@ impl Node<'_> {
 pub(crate) struct SyntaxError {
     pub(crate) at: Span,
     pub(crate) message: String,
+    pub(crate) hint: Option<&'static str>,
     /// The lines around it, with a caret.
     pub(crate) snippet: String,
 }
@@ -107,16 +109,46 @@ fn options() -> Options {
 /// In words that need no knowledge of the library.
 pub(crate) fn syntax_error(error: &serde_saphyr::Error) -> SyntaxError {
     let at = error.location().map(span).unwrap_or_default();
-    let message = error.without_snippet().to_string();
+    let (message, hint) = match breach(error) {
+        Some(breach) => too_much(breach),
+        None => (error.without_snippet().to_string(), None),
+    };
     let message = message.strip_suffix(&format!(" at line {}, column {}", at.line, at.column)).unwrap_or(&message).to_owned();
-    let snippet = error.render().lines().skip_while(|line| !line.contains('|')).filter(|line| line.trim() != "|").fold(
-        String::new(),
-        |snippet, line| match caret_alone(line) {
-            Some(caret) => snippet + caret + "\n",
-            None => snippet + line + "\n",
-        },
-    );
-    SyntaxError { at, message, snippet }
+    let rendered = error.render();
+    // What stands behind an alias is shown after a line without a number, and so is the place where an error in it comes up.
+    let shown = rendered.lines().skip_while(|line| !line.contains('|')).filter(|line| line.trim() != "|");
+    let shown = shown.take_while(|line| !line.trim_start().starts_with("| This value comes indirectly"));
+    let snippet = shown.fold(String::new(), |snippet, line| match caret_alone(line) {
+        Some(caret) => snippet + caret + "\n",
+        None => snippet + line + "\n",
+    });
+    SyntaxError { at, message, hint, snippet }
+}
+
+/// The bound of [`options`] that a file goes beyond.
+fn breach(error: &serde_saphyr::Error) -> Option<&BudgetBreach> {
+    match error {
+        Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => breach(error),
+        Error::Budget { breach, .. } => Some(breach),
+        _ => None,
+    }
+}
+
+fn too_much(breach: &BudgetBreach) -> (String, Option<&'static str>) {
+    match breach {
+        BudgetBreach::Depth { .. } => (
+            format!("lists and maps stand inside each other more than {MAX_DEPTH} deep"),
+            Some("there is room for 63 levels of `descriptors`"),
+        ),
+        BudgetBreach::RecordedAnchorEvents { .. } => (
+            format!("what the anchors (`&name`) of the file stand for is more than {MAX_ANCHORED} values"),
+            Some("aliases of what has aliases multiply: write some of it out"),
+        ),
+        _ => (
+            format!("the file is too large: more than {MAX_NODES} values, or {} MB of them", MAX_SCALAR_BYTES >> 20),
+            Some("put some of the domains into other files"),
+        ),
+    }
 }
 
 /// The line under the source without the message that follows its caret: the message is said elsewhere.
@@ -270,6 +302,8 @@ mod tests {
             let last = level - 1;
             bomb += &format!("a{level}: &a{level} [{}]\n", vec![format!("*a{last}"); 10].join(", "));
         }
-        assert!(read(&bomb).is_err());
+        let error = read(&bomb).expect_err("too much");
+        assert!(error.message.contains("anchors") && error.message.contains("100000"), "{error:?}");
+        assert!(error.hint.is_some() && !error.snippet.contains('>'), "{error:?}");
     }
 }

@@ -47,7 +47,8 @@ pub fn parse_short(text: &str) -> Result<Option<(u64, Micros)>, &'static str> {
     }
     let (requests, time) = text.split_once('/').or_else(|| text.split_once(" per ")).ok_or(SHORT_HINT)?;
     let (requests, time) = (requests.trim(), time.trim());
-    let amount = fields::parse_amount(requests).map_err(|_| SHORT_HINT)?;
+    let amount =
+        fields::parse_amount(requests).map_err(|hint| if hint == fields::TOO_LARGE { fields::TOO_LARGE } else { SHORT_HINT })?;
     let window = match Unit::parse(time) {
         Some(unit) => unit.window(),
         None => fields::parse_duration(time).map_err(|_| SHORT_HINT)?,
@@ -72,7 +73,8 @@ mod tests {
         assert_eq!(parse_short("5/1h30m"), limit(5, 90 * MINUTE));
         assert_eq!([parse_short("unlimited"), parse_short("-1/minute")], [Ok(None), Ok(None)]);
         for bad in ["", "100", "100/", "/minute", "a/minute", "100/fortnight", "1.5/minute", "100 minute"] {
-            assert!(parse_short(bad).is_err(), "{bad}");
+            assert_eq!(parse_short(bad), Err(SHORT_HINT), "{bad}");
         }
+        assert_eq!(parse_short("99999999999999999999/second"), Err(fields::TOO_LARGE));
     }
 }

@@ -125,7 +125,10 @@ fn add_burst(node: &Node<'_>, sets: &mut [(String, Drafts)], default: Option<Alg
     }
     for draft in sets.iter_mut().filter_map(|(_, drafts)| drafts.limits.first_mut()) {
         match with_burst(draft, burst, default) {
-            Ok(limit) => draft.limit = limit,
+            Ok(limit) => {
+                limits::warn_of_no_room(&limit, node, path, report);
+                draft.limit = limit;
+            }
             Err(message) => {
                 let problem = report.error(node.at, path.key("burst"), message);
                 problem.hint("a tier's burst is that of its first limit, which must be a token_bucket or a leaky_bucket");
