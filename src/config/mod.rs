@@ -83,7 +83,7 @@ pub fn load_texts(texts: &[(&str, &str)], options: &LoadOptions, previous: &Rule
 }
 
 fn compile(found: files::Found, path: &Path, options: &LoadOptions, previous: &RuleSet) -> Loaded {
-    let mut compiled = parse::compile(&found.sources, options);
+    let mut compiled = on_deep_stack(|| parse::compile(&found.sources, options));
     compiled.files = found.sources.iter().map(|source| &source.name).chain(&found.unreadable).cloned().collect();
     compiled.unreadable.extend(found.unreadable);
     let (mut warnings, mut problems): (Vec<Problem>, Vec<Problem>) = found
@@ -109,6 +109,17 @@ fn compile(found: files::Found, path: &Path, options: &LoadOptions, previous: &R
     }
     let (problems, warnings) = (Problems::new(problems), Problems::new(warnings));
     Loaded { rules, problems, warnings, kept, changes, tests, fingerprint: found.fingerprint }
+}
+
+/// What rules as deep as they may be take many times over; a thread's usual 2 MiB are too few for a build without optimization.
+const STACK: usize = 16 << 20;
+
+/// Does it on a thread of its own, or on this one if there is none to be had.
+fn on_deep_stack<T: Send>(work: impl Fn() -> T + Sync) -> T {
+    std::thread::scope(|scope| match std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, &work) {
+        Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        Err(_) => work(),
+    })
 }
 
 /// At the start all domains are good, or none is in force: the callers of the bad one would go unlimited.
@@ -202,6 +213,20 @@ mod tests {
         assert_eq!(policies, ["ai/2-per-1s", "ai/10-per-1h"]);
         assert_eq!(rule.limits[1].limit.burst(), 15);
         assert!(rule.block.is_some());
+    }
+
+    #[test]
+    fn rules_are_as_deep_as_there_is_room_for_and_no_deeper() {
+        let nested = |levels: usize| {
+            let opened = "{key: k, descriptors: [".repeat(levels - 1);
+            let rule = "{key: k, rate_limit: {unit: second, requests_per_unit: 1}}";
+            first(&format!("domain: d\ndescriptors: [{opened}{rule}{}]\n", "]}".repeat(levels - 1)))
+        };
+        assert_eq!(nested(63).rules.rule_count(), 1);
+        let problems = nested(64).problems;
+        let problem = problems.iter().next().unwrap();
+        assert_eq!(problem.message, "lists and maps stand inside each other more than 128 deep");
+        assert_eq!(problem.hint.as_deref(), Some("there is room for 63 levels of `descriptors`"));
     }
 
     #[test]
