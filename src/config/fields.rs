@@ -345,6 +345,6 @@ mod tests {
             assert_eq!(parse_amount(huge), Err(TOO_LARGE.to_owned()), "{huge}");
         }
         assert_eq!(parse_amount("0o10"), Err("write it as a decimal number: 8".to_owned()));
-        assert_eq!(["-2", "1.5", "x", "0x", "0o9"].map(|bad| parse_amount(bad)), [const { Err(String::new()) }; 5]);
+        assert_eq!(["-2", "1.5", "x", "0x", "0o9"].map(parse_amount), [const { Err(String::new()) }; 5]);
     }
 }
