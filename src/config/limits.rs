@@ -412,12 +412,13 @@ pub(crate) fn burst(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -
     match parsed {
         Ok((Amount::Requests(more), true)) => Some(Burst::Above(more)),
         Ok((Amount::Requests(capacity), false)) => Some(Burst::Capacity(capacity)),
-        other => {
+        Err(hint) if hint == fields::TOO_LARGE => {
+            report.error(node.at, path.key("burst"), format!("a burst of {} is too large to count", describe(node)));
+            None
+        }
+        _ => {
             let problem = report.error(node.at, path.key("burst"), format!("expected a burst, found {}", describe(node)));
-            problem.hint(match other {
-                Err(hint) if hint == fields::TOO_LARGE => "it is too large to count",
-                _ => "`burst: 50` is the bucket's capacity, `burst: +50` adds to the requests",
-            });
+            problem.hint("`burst: 50` is the bucket's capacity, `burst: +50` adds to the requests");
             None
         }
     }

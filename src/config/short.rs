@@ -23,7 +23,9 @@ pub(super) fn limits(node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_
                 continue;
             }
             Err(hint) => {
-                let message = format!("`{}` is no limit", fields::shorten(part.trim()));
+                let is_too_large = hint == fields::TOO_LARGE;
+                let why = if is_too_large { "has too large a number" } else { "is no limit" };
+                let message = format!("`{}` {why}", fields::shorten(part.trim()));
                 report.error(node.at, path, message).hint(hint);
                 continue;
             }
