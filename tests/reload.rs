@@ -6,6 +6,8 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -142,7 +144,25 @@ fn a_file_is_read_once_it_is_written_to_its_end() {
 fn a_file_that_stays_open_is_read_in_the_end() {
     let watched = patient(5 * QUIET, "rules");
     let _writing = begin(watched.file("a.yaml"), &document("a", 2));
-    assert_eq!(requests(&watched.next(), "a"), Some(2));
+    watched.until(|loaded| requests(loaded, "a") == Some(2));
+}
+
+#[test]
+fn a_file_that_is_written_all_the_time_is_read_in_the_end() {
+    let watched = patient(5 * QUIET, "rules");
+    let mut writing = begin(watched.file("a.yaml"), &document("a", 2));
+    let is_read = Arc::new(AtomicBool::new(false));
+    let until = is_read.clone();
+    let writer = std::thread::spawn(move || {
+        while !until.load(Ordering::Acquire) {
+            writing.write_all(b"#").unwrap();
+            std::thread::yield_now();
+        }
+    });
+    let read = watched.until(|loaded| requests(loaded, "a") == Some(2));
+    is_read.store(true, Ordering::Release);
+    writer.join().unwrap();
+    assert!(read.problems.is_empty(), "{}", read.problems);
 }
 
 #[test]
@@ -163,7 +183,7 @@ fn an_unfinished_file_that_is_gone_is_not_waited_for() {
     let watched = patient(NEVER, "rules");
     let _writing = begin(watched.file("b.yaml"), &document("b", 1));
     fs::remove_file(watched.file("b.yaml")).unwrap();
-    fs::write(watched.file("a.yaml"), document("a", 2)).unwrap();
+    replace(&watched, &document("a", 2));
     assert_eq!(requests(&watched.next(), "a"), Some(2));
 }
 

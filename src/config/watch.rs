@@ -5,6 +5,7 @@
 //! for whatever the file system does not tell. A file that is being written is read once it is closed ([`Writing`]). All of it
 //! happens on a thread of its own, never on a runtime's.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +37,8 @@ impl Default for Timing {
     }
 }
 
+/// What happens to a file is heard of within this, on a machine that is not overloaded.
+const HEARD_WITHIN: Duration = Duration::from_millis(10);
 /// How many quiet times a restless directory can put the reading off.
 const MAX_PUT_OFF: u32 = 8;
 
@@ -135,14 +138,17 @@ impl<F: FnMut(Loaded)> Watch<F> {
             }
         });
         let mut listener = listener.map_err(|error| tracing::warn!(%error, "rules are polled only: no file events")).ok();
+        let mut is_finished = true;
         loop {
             self.arm(listener.as_mut());
-            self.look();
-            match self.wakes.recv_timeout(self.timing.poll) {
-                Ok(()) => self.settle(),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
+            is_finished = match self.look(is_finished) {
+                ControlFlow::Break(()) => self.settle(),
+                ControlFlow::Continue(()) => match self.wakes.recv_timeout(self.timing.poll) {
+                    Ok(()) => self.settle(),
+                    Err(RecvTimeoutError::Timeout) => true,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                },
+            };
             if self.stopped.load(Ordering::Acquire) {
                 return;
             }
@@ -162,18 +168,21 @@ impl<F: FnMut(Loaded)> Watch<F> {
         }
     }
 
-    /// Waits until nothing has happened for a while and all files that are written are closed, within bounds.
-    fn settle(&self) {
+    /// Waits until nothing has happened for a while and all files that are written are closed, within bounds; whether they are.
+    fn settle(&self) -> bool {
         let unfinished = Instant::now() + self.timing.unfinished;
         self.become_quiet();
         while !self.writing.is_over() && !self.stopped.load(Ordering::Acquire) {
             let left = unfinished.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 self.writing.forget();
-            } else if self.wakes.recv_timeout(left).is_ok() {
+                return false;
+            }
+            if self.wakes.recv_timeout(left).is_ok() {
                 self.become_quiet();
             }
         }
+        true
     }
 
     fn become_quiet(&self) {
@@ -183,18 +192,21 @@ impl<F: FnMut(Loaded)> Watch<F> {
         }
     }
 
-    fn look(&mut self) {
+    /// Reads, and puts in force what has changed. Breaks when something happened meanwhile, so that it is to be read again: if
+    /// `is_finished`, what somebody has begun to write is not put in force; else it was waited for already.
+    fn look(&mut self, is_finished: bool) -> ControlFlow<()> {
         let found = files::find(&self.path);
         if found.fingerprint == self.fingerprint || self.stopped.load(Ordering::Acquire) {
-            return;
+            return ControlFlow::Continue(());
         }
-        if !self.writing.is_over() {
-            // Somebody has begun to write since; a look at what comes of it is already asked for.
-            return;
+        let is_woken = self.wakes.recv_timeout(HEARD_WITHIN).is_ok();
+        if is_finished && !self.writing.is_over() {
+            return ControlFlow::Break(());
         }
         self.fingerprint = found.fingerprint;
         let loaded = compile(found, &self.path, &self.options, &self.rules);
         self.rules = loaded.rules.clone();
         (self.on_load)(loaded);
+        if is_woken { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
