@@ -72,6 +72,13 @@ impl Watched {
     fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
+
+    /// Puts a file in another's place at once. It is written where nobody looks.
+    fn replace(&self, name: &str, text: impl AsRef<[u8]>) {
+        let new = self.directory.path().join("new");
+        fs::write(&new, text).unwrap();
+        fs::rename(new, self.file(name)).unwrap();
+    }
 }
 
 fn write(path: impl AsRef<Path>, text: &str) {
@@ -110,9 +117,9 @@ fn patient(unfinished: Duration, path: &str) -> Watched {
 
 /// Another file in the place of `rules/a.yaml`.
 fn replace(watched: &Watched, text: &str) {
-    let rules = watched.directory.path().join("rules");
-    fs::write(rules.join("new"), text).unwrap();
-    fs::rename(rules.join("new"), rules.join("a.yaml")).unwrap();
+    let new = watched.directory.path().join("new");
+    fs::write(&new, text).unwrap();
+    fs::rename(new, watched.directory.path().join("rules/a.yaml")).unwrap();
 }
 
 /// Begins to write a file anew, and has not closed it.
@@ -244,16 +251,13 @@ fn a_config_map_is_followed_through_swaps() {
 #[test]
 fn a_bad_file_keeps_its_domains_and_lets_others_change() {
     let watched = standard(&[("rules/a.yaml", &document("a", 1)), ("rules/b.yaml", &document("b", 1))]);
-    fs::write(watched.file("new"), "domain: a\ndescriptors: [\n").unwrap();
-    fs::rename(watched.file("new"), watched.file("a.yaml")).unwrap();
-    fs::write(watched.file("new"), document("b", 2)).unwrap();
-    fs::rename(watched.file("new"), watched.file("b.yaml")).unwrap();
+    watched.replace("a.yaml", "domain: a\ndescriptors: [\n");
+    watched.replace("b.yaml", document("b", 2));
     let loaded = watched.until(|loaded| requests(loaded, "b") == Some(2));
     assert_eq!((requests(&loaded, "a"), loaded.problems.len()), (Some(1), 1));
     assert_eq!(loaded.kept, ["a"]);
     assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
-    fs::write(watched.file("new"), document("a", 3)).unwrap();
-    fs::rename(watched.file("new"), watched.file("a.yaml")).unwrap();
+    watched.replace("a.yaml", document("a", 3));
     let loaded = watched.until(|loaded| loaded.problems.is_empty());
     assert_eq!((requests(&loaded, "a"), loaded.kept.len()), (Some(3), 0));
 }
@@ -273,8 +277,7 @@ fn a_torn_or_emptied_file_keeps_its_domains() {
     let watched = standard(&[("rules/a.yaml", &document("a", 1))]);
     for torn in ["", "domain: a\n", "domain: a\ndescriptors:\n", "domain: a\ndescriptors:\n  - key: user\n    rate_limit:\n", "dom"]
     {
-        fs::write(watched.file("new"), torn).unwrap();
-        fs::rename(watched.file("new"), watched.file("a.yaml")).unwrap();
+        watched.replace("a.yaml", torn);
         let loaded = watched.next();
         assert_eq!((requests(&loaded, "a"), &loaded.kept[..]), (Some(1), &["a".to_owned()][..]), "{torn:?}");
         assert_eq!(loaded.problems.len(), 1, "{torn:?}: {}", loaded.problems);
@@ -290,8 +293,7 @@ fn an_emptied_deleted_and_recreated_directory_keeps_the_rules() {
     assert_eq!(requests(&loaded, "a"), Some(1));
     fs::create_dir(&watched.path).unwrap();
     for requests_now in [2, 3] {
-        fs::write(watched.file("new"), document("a", requests_now)).unwrap();
-        fs::rename(watched.file("new"), watched.file("a.yaml")).unwrap();
+        watched.replace("a.yaml", document("a", requests_now));
         let loaded = watched.until(|loaded| requests(loaded, "a") == Some(requests_now));
         assert!(loaded.problems.is_empty(), "{}", loaded.problems);
     }
@@ -300,8 +302,7 @@ fn an_emptied_deleted_and_recreated_directory_keeps_the_rules() {
 #[test]
 fn a_domain_is_removed_on_purpose_only() {
     let watched = standard(&[("rules/a.yaml", &document("a", 1)), ("rules/b.yaml", &document("b", 1))]);
-    fs::write(watched.file("new"), "domain: a\ndescriptors: []\n").unwrap();
-    fs::rename(watched.file("new"), watched.file("a.yaml")).unwrap();
+    watched.replace("a.yaml", "domain: a\ndescriptors: []\n");
     let loaded = watched.until(|loaded| requests(loaded, "a").is_none());
     assert_eq!((&loaded.changes.domains_removed[..], loaded.changes.rules_removed), (&["a".to_owned()][..], 1));
     assert!(loaded.kept.is_empty() && loaded.problems.is_empty());
@@ -332,27 +333,23 @@ fn a_merged_domain_loses_no_file() {
     let watched = watched("rules", &files, options, Timing::default().poll);
     let count = |loaded: &Loaded| loaded.rules.domains[&b"a"[..]].rules.len();
     assert_eq!(count(&watched.first), 2, "{}", watched.first.problems);
-    fs::write(watched.file("new"), "domain: a\ndescriptors: [\n").unwrap();
-    fs::rename(watched.file("new"), watched.file("b.yaml")).unwrap();
+    watched.replace("b.yaml", "domain: a\ndescriptors: [\n");
     let loaded = watched.until(|loaded| !loaded.problems.is_empty());
     assert_eq!((count(&loaded), &loaded.kept[..]), (2, &["a".to_owned()][..]));
     fs::remove_file(watched.file("b.yaml")).unwrap();
     let loaded = watched.until(|loaded| loaded.problems.is_empty());
     assert_eq!((count(&loaded), loaded.warnings.len()), (2, 1), "{}", loaded.warnings);
-    fs::write(watched.file("new"), part("y", 2)).unwrap();
-    fs::rename(watched.file("new"), watched.file("c.yaml")).unwrap();
+    watched.replace("c.yaml", part("y", 2));
     let loaded = watched.until(|loaded| loaded.kept.is_empty());
     assert_eq!((count(&loaded), loaded.warnings.len()), (2, 0), "renamed, nothing lost: {}", loaded.warnings);
-    fs::write(watched.file("new"), "domain: a\ndescriptors: []\n").unwrap();
-    fs::rename(watched.file("new"), watched.file("c.yaml")).unwrap();
+    watched.replace("c.yaml", "domain: a\ndescriptors: []\n");
     assert_eq!(count(&watched.until(|loaded| count(loaded) == 1)), 1);
 }
 
 #[test]
 fn equal_contents_are_no_reload() {
     let watched = standard(&[("rules/a.yaml", &document("a", 1))]);
-    fs::write(watched.file("new"), document("a", 1)).unwrap();
-    fs::rename(watched.file("new"), watched.file("a.yaml")).unwrap();
+    watched.replace("a.yaml", document("a", 1));
     watched.watcher.trigger();
     fs::write(watched.file("a.yaml"), document("a", 2)).unwrap();
     let loaded = watched.until(|loaded| loaded.problems.is_empty());
