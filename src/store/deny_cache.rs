@@ -5,15 +5,18 @@
 //! reports, refunds, shadow and quota rules, `charge: always` and held admissions always go to the store. A remembered refusal is
 //! for one counter, one size and its own cost; also for larger ones where these would wait as long.
 
+mod shard;
+
 use std::hash::BuildHasher;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
-use indexmap::IndexMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use self::shard::Shard;
 use super::reservations::{Gated, Kept, Passed, ReservationStore};
 use super::{Group, Outcomes, Store, StoreError, Wait};
 use crate::limit::{Algorithm, Charge, Check, Cost, Limit, Micros, Mode, Operation, Outcome, RetryAfter, SECOND};
@@ -23,10 +26,6 @@ use crate::rules::key::Key;
 const LONGEST: Micros = SECOND;
 /// Locks to share the refusals among.
 const SHARDS: usize = 16;
-/// Refusals compared when a full shard must forget one.
-const EVICTION_SAMPLE: usize = 4;
-/// What a refusal takes beyond its key: itself, its slot in the table twice over (a table doubles), the allocator's share.
-const OVERHEAD: usize = 2 * size_of::<(Key, Refusal)>() + 32;
 
 /// A store with a memory for its refusals.
 pub struct DenyCache<S> {
@@ -37,16 +36,11 @@ pub struct DenyCache<S> {
 /// The refusals that all threads remember.
 pub struct Refusals {
     shards: Box<[Mutex<Shard>]>,
+    /// How many there are: mostly none, and then there is no need to look for one.
+    count: AtomicUsize,
     hasher: RandomState,
     max_bytes_per_shard: usize,
     longest: Micros,
-}
-
-#[derive(Default)]
-struct Shard {
-    refusals: IndexMap<Key, Refusal, RandomState>,
-    bytes: usize,
-    cursor: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -161,19 +155,20 @@ impl Refusals {
 
     fn lasting(longest: Micros, max_bytes: usize) -> Refusals {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Refusals { shards, hasher: RandomState::default(), max_bytes_per_shard: max_bytes / SHARDS, longest }
+        let (count, hasher) = (AtomicUsize::new(0), RandomState::default());
+        Refusals { shards, count, hasher, max_bytes_per_shard: max_bytes / SHARDS, longest }
     }
 
     /// Forgets everything: for other rules.
     pub fn clear(&self) {
         for shard in &self.shards {
-            *shard.lock() = Shard::default();
+            self.change(shard, |shard| *shard = Shard::default());
         }
     }
 
     /// Refusals that are remembered, expired ones included.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().refusals.len()).sum()
+        self.count.load(Ordering::Relaxed)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -185,11 +180,26 @@ impl Refusals {
         &self.shards[usize::try_from(shard).expect("a shard index is small")]
     }
 
+    /// Changes a shard, and counts what is in it then.
+    fn change<T>(&self, shard: &Mutex<Shard>, change: impl FnOnce(&mut Shard) -> T) -> T {
+        let mut shard = shard.lock();
+        let before = shard.len();
+        let changed = change(&mut shard);
+        self.count.fetch_add(shard.len(), Ordering::Relaxed);
+        self.count.fetch_sub(before, Ordering::Relaxed);
+        changed
+    }
+
     fn recall(&self, question: &Question<'_>, now: Instant) -> Option<Outcomes> {
-        let mut shard = self.shard(question.key).lock();
-        let refusal = shard.refusals.get(question.key)?;
+        if self.is_empty() {
+            return None;
+        }
+        let place = self.shard(question.key);
+        let shard = place.lock();
+        let refusal = shard.get(question.key)?;
         if now >= refusal.expires {
-            shard.forget(question.key);
+            drop(shard);
+            self.change(place, |shard| shard.forget(question.key));
             return None;
         }
         let passed = micros(now.saturating_duration_since(refusal.heard));
@@ -211,54 +221,19 @@ impl Refusals {
             heard: Instant::now(),
             expires: asked + Duration::from_micros(lasts),
         };
-        self.shard(question.key).lock().put(question.key, refusal, self.max_bytes_per_shard);
+        self.change(self.shard(question.key), |shard| shard.put(question.key, refusal, self.max_bytes_per_shard));
     }
 
     /// What is given back makes room before the time that a refusal said.
     fn forget_refunded(&self, group: &Group) {
-        let refunds = group.checks.iter().take_while(|check| check.operation == Operation::Refund);
-        for (key, _) in group.keys.iter().zip(refunds) {
-            self.shard(key).lock().forget(key);
-        }
-    }
-}
-
-impl Shard {
-    fn put(&mut self, key: &Key, refusal: Refusal, max_bytes: usize) {
-        if let Some(known) = self.refusals.get_mut(key) {
-            *known = refusal;
+        if self.is_empty() {
             return;
         }
-        let bytes = bytes_of(key);
-        while self.bytes + bytes > max_bytes {
-            if !self.evict() {
-                return;
-            }
-        }
-        self.bytes += bytes;
-        self.refusals.insert(key.clone(), refusal);
-    }
-
-    fn forget(&mut self, key: &Key) {
-        if self.refusals.swap_remove(key).is_some() {
-            self.bytes -= bytes_of(key);
+        let refunds = group.checks.iter().take_while(|check| check.operation == Operation::Refund);
+        for (key, _) in group.keys.iter().zip(refunds) {
+            self.change(self.shard(key), |shard| shard.forget(key));
         }
     }
-
-    /// Of a few, the one that expires soonest; false when there is none.
-    fn evict(&mut self) -> bool {
-        let size = self.refusals.len();
-        let sample = (0..EVICTION_SAMPLE.min(size)).map(|offset| (self.cursor + offset) % size);
-        let soonest = sample.min_by_key(|&index| self.refusals[index].expires);
-        self.cursor = self.cursor.wrapping_add(EVICTION_SAMPLE);
-        let Some((key, _)) = soonest.and_then(|index| self.refusals.swap_remove_index(index)) else { return false };
-        self.bytes -= bytes_of(&key);
-        true
-    }
-}
-
-fn bytes_of(key: &Key) -> usize {
-    OVERHEAD + key.as_bytes().len()
 }
 
 fn micros(duration: Duration) -> Micros {
@@ -491,9 +466,11 @@ mod tests {
             refusals.remember(&question, &[denied(HOUR)].into_iter().collect(), Instant::now());
             assert!(refusals.recall(&question, Instant::now()).is_some(), "the newest is kept");
         }
-        let bytes: usize = refusals.shards.iter().map(|shard| shard.lock().bytes).sum();
+        let bytes: usize = refusals.shards.iter().map(|shard| shard.lock().bytes()).sum();
         assert!(bytes <= ROOM && bytes > ROOM / 2, "{bytes}");
-        assert!(refusals.len() * OVERHEAD <= ROOM);
+        assert!(refusals.len() * shard::OVERHEAD <= ROOM);
+        let counted: usize = refusals.shards.iter().map(|shard| shard.lock().len()).sum();
+        assert_eq!(refusals.len(), counted);
         refusals.clear();
         assert!(refusals.is_empty());
     }
