@@ -17,7 +17,7 @@ mod parse;
 mod pattern;
 mod plans;
 pub mod problem;
-mod raw;
+pub(crate) mod raw;
 mod reach;
 mod rule_tests;
 pub mod schema;
@@ -35,7 +35,6 @@ pub(crate) use fields::parse_duration;
 pub use files::Fingerprint;
 use files::SourceFile;
 pub use problem::{Problem, Problems, Severity};
-pub(crate) use raw::syntax_error;
 
 pub use rule_tests::{RuleTest, TestStep};
 pub use short::parse_short;

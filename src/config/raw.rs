@@ -1,4 +1,4 @@
-//! YAML text as a tree of nodes with their places: the only serde for rules. Knows nothing of what the keys mean.
+//! YAML text as a tree of nodes with their places: the only serde for rules and settings files. Knows nothing of what the keys mean.
 //!
 //! A scalar keeps the text as written, so that `value: 1.10` matches `1.10`. Repeated keys of a mapping all appear, so that
 //! the parser can report them among its other problems. Aliases and merge keys (`<<`) are already followed.
@@ -79,7 +79,12 @@ pub(crate) struct SyntaxError {
 
 /// The documents of a file; empty ones are left out.
 pub(crate) fn read(source: &str) -> Result<Vec<Node<'_>>, Box<SyntaxError>> {
-    let documents = serde_saphyr::from_multiple_with_options::<Spanned<Content<'_>>>(source, options());
+    read_with(source, options())
+}
+
+/// Likewise, for a file that is no rules file.
+pub(crate) fn read_with(source: &str, options: Options) -> Result<Vec<Node<'_>>, Box<SyntaxError>> {
+    let documents = serde_saphyr::from_multiple_with_options::<Spanned<Content<'_>>>(source, options);
     match documents {
         Ok(documents) => Ok(documents.into_iter().map(|document| node(document, source)).collect()),
         Err(error) => Err(Box::new(syntax_error(&error))),
@@ -107,7 +112,7 @@ fn options() -> Options {
 }
 
 /// In words that need no knowledge of the library.
-pub(crate) fn syntax_error(error: &serde_saphyr::Error) -> SyntaxError {
+fn syntax_error(error: &serde_saphyr::Error) -> SyntaxError {
     let at = error.location().map(span).unwrap_or_default();
     let (message, hint) = match breach(error) {
         Some(breach) => too_much(breach),

@@ -1,17 +1,13 @@
 //! The settings file: YAML, a key and a single value on each line, with the place of each.
 
-use std::fmt;
-
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::Spanned;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
-use crate::config::syntax_error;
+use crate::config::raw::{self, Kind, Node, Scalar, Value};
 
 /// One setting, as it was written.
 pub(super) struct Entry {
     /// From 1.
-    pub(super) line: u64,
+    pub(super) line: u32,
     pub(super) key: String,
     /// As it would stand on the command line; `None` for null.
     pub(super) value: Option<String>,
@@ -20,7 +16,7 @@ pub(super) struct Entry {
 /// What a file cannot say.
 pub(super) struct Mistake {
     /// From 1; 0 where the file as a whole is meant.
-    pub(super) line: u64,
+    pub(super) line: u32,
     /// The setting, where there is one.
     pub(super) key: Option<String>,
     pub(super) reason: String,
@@ -28,161 +24,62 @@ pub(super) struct Mistake {
 
 /// What is written, and what is wrong with the rest.
 pub(super) fn read(text: &str) -> (Vec<Entry>, Vec<Mistake>) {
-    let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins };
-    let documents = match serde_saphyr::from_multiple_with_options::<Spanned<Document>>(text, options) {
+    let documents = match raw::read_with(text, serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins }) {
         Ok(documents) => documents,
-        Err(error) => {
-            let error = syntax_error(&error);
-            return (Vec::new(), vec![Mistake { line: error.at.line.into(), key: None, reason: error.message }]);
-        }
+        Err(error) => return (Vec::new(), vec![Mistake { line: error.at.line, key: None, reason: error.message }]),
     };
     let (mut entries, mut mistakes) = (Vec::new(), Vec::new());
     for (place, document) in documents.into_iter().enumerate() {
-        let whole = |reason: &str| Mistake { line: document.referenced.line(), key: None, reason: reason.to_owned() };
-        match document.value {
-            Document::Settings(written) if place == 0 => take(written, &mut entries, &mut mistakes),
-            Document::Settings(_) => mistakes.push(whole("a settings file has one document")),
-            Document::Other => mistakes.push(whole("a settings file has a key and its value on each line, such as `threads: 4`")),
+        let (line, is_null) = (document.at.line, document.is_null());
+        let whole = |reason: &str| Mistake { line, key: None, reason: reason.to_owned() };
+        let written = match document.value {
+            Value::Map(written) => written,
+            _ if is_null => Vec::new(),
+            _ => {
+                mistakes.push(whole("a settings file has a key and its value on each line, such as `threads: 4`"));
+                continue;
+            }
+        };
+        if place > 0 {
+            mistakes.push(whole("a settings file has one document"));
+            continue;
+        }
+        for (key, value) in written {
+            match entry(key, value) {
+                Ok(Entry { line, key, .. }) if entries.iter().any(|known: &Entry| known.key == key) => {
+                    mistakes.push(Mistake { line, key: Some(key), reason: "it stands here twice; keep one of the two".to_owned() });
+                }
+                Ok(entry) => entries.push(entry),
+                Err(mistake) => mistakes.push(mistake),
+            }
         }
     }
     (entries, mistakes)
 }
 
-fn take(written: Vec<(Spanned<Value>, Spanned<Value>)>, entries: &mut Vec<Entry>, mistakes: &mut Vec<Mistake>) {
-    for (key, value) in written {
-        let line = key.referenced.line();
-        let Value::Single(key) = key.value else {
-            mistakes.push(Mistake { line, key: None, reason: "a key is the name of a setting".to_owned() });
-            continue;
-        };
-        let value = match value.value {
-            Value::Single(text) => Some(text),
-            Value::Null => None,
-            Value::Several(what) => {
-                let reason = format!("{what} is not allowed; use a single value");
-                mistakes.push(Mistake { line, key: Some(key), reason });
-                continue;
-            }
-        };
-        if entries.iter().any(|entry| entry.key == key) {
-            mistakes.push(Mistake { line, key: Some(key), reason: "it stands here twice; keep one of the two".to_owned() });
-            continue;
-        }
-        entries.push(Entry { line, key, value });
-    }
+fn entry(key: Node<'_>, value: Node<'_>) -> Result<Entry, Mistake> {
+    let line = key.at.line;
+    let name = match key.value {
+        Value::Scalar(scalar) => single(scalar),
+        _ => None,
+    };
+    let key = name.ok_or_else(|| Mistake { line, key: None, reason: "a key is the name of a setting".to_owned() })?;
+    let several = match value.value {
+        Value::Scalar(scalar) => return Ok(Entry { line, key, value: single(scalar) }),
+        Value::List(_) => "a list",
+        Value::Map(_) => "a map",
+    };
+    Err(Mistake { line, key: Some(key), reason: format!("{several} is not allowed; use a single value") })
 }
 
-enum Document {
-    Settings(Vec<(Spanned<Value>, Spanned<Value>)>),
-    Other,
-}
-
-impl<'de> Deserialize<'de> for Document {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Document, D::Error> {
-        deserializer.deserialize_any(DocumentVisitor)
-    }
-}
-
-struct DocumentVisitor;
-
-impl<'de> Visitor<'de> for DocumentVisitor {
-    type Value = Document;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("settings")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Document, A::Error> {
-        let mut entries = Vec::new();
-        while let Some(entry) = map.next_entry()? {
-            entries.push(entry);
-        }
-        Ok(Document::Settings(entries))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Document, A::Error> {
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Document::Other)
-    }
-
-    fn visit_unit<E>(self) -> Result<Document, E> {
-        Ok(Document::Settings(Vec::new()))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Document, E> {
-        Ok(Document::Other)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Document, E> {
-        Ok(Document::Other)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Document, E> {
-        Ok(Document::Other)
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Document, E> {
-        Ok(Document::Other)
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<Document, E> {
-        Ok(Document::Other)
-    }
-}
-
-/// A key or a value: whatever stands there.
-enum Value {
-    Single(String),
-    Null,
-    Several(&'static str),
-}
-
-impl<'de> Deserialize<'de> for Value {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(ValueVisitor)
-    }
-}
-
-struct ValueVisitor;
-
-impl<'de> Visitor<'de> for ValueVisitor {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a single value")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
-        Ok(Value::Single(text.to_owned()))
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Single(value.to_string()))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(Value::Single(value.to_string()))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(Value::Single(value.to_string()))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(Value::Single(value.to_string()))
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Value::Several("a list"))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Value::Several("a map"))
+/// What is meant, as it would stand on the command line: `0x10` is 16. `None` for null.
+fn single(scalar: Scalar<'_>) -> Option<String> {
+    let text = scalar.text.into_owned();
+    match scalar.kind {
+        Kind::Null => None,
+        Kind::Bool(value) => Some(value.to_string()),
+        Kind::Integer => Some(serde_saphyr::from_str::<i128>(&text).map_or(text, |number| number.to_string())),
+        Kind::Float => Some(serde_saphyr::from_str::<f64>(&text).map_or(text, |number| number.to_string())),
+        Kind::Plain | Kind::Quoted => Some(text),
     }
 }
