@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod limit;
 pub mod limiter;
+pub mod reflection;
 pub mod rules;
 pub mod server;
 pub mod settings;

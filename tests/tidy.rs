@@ -7,17 +7,18 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// What each module may use of the others; the rest of the crate is out of its reach.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("limit", &[]),
     ("rules", &["limit"]),
     ("config", &["limit", "rules"]),
     ("store", &["limit", "rules", "telemetry"]),
     ("limiter", &["limit", "rules", "store", "telemetry"]),
     ("api", &["limit", "rules", "store", "limiter", "telemetry"]),
-    ("admin", &["limit", "rules", "config", "store", "limiter", "telemetry"]),
+    ("admin", &["limit", "rules", "config", "store", "limiter", "telemetry", "reflection"]),
     ("telemetry", &[]),
+    ("reflection", &[]),
     ("settings", &["limit", "rules", "config", "store", "api", "admin"]),
-    ("server", &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin", "settings"]),
+    ("server", &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin", "settings", "reflection"]),
     ("cli", &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin", "settings", "server"]),
 ];
 

@@ -17,7 +17,6 @@ use prost_reflect::DynamicMessage;
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 use tonic::service::Routes;
-use tonic_reflection::server::Builder;
 
 use super::access::{Peer, Refusal};
 use super::calls::{self, AdminApi, CALLS, Call, CallError, DESCRIPTOR_SET, Head};
@@ -25,14 +24,13 @@ use super::openapi;
 use super::operations::{OperatorStore, Problem};
 use super::proto::weir::admin::v1::History;
 use super::proto::weir::admin::v1::admin_service_server::AdminServiceServer;
+use crate::reflection::with_reflection;
 
 /// The longest body: a thousand large records.
 const MAX_BODY: usize = 32 << 20;
 
 /// How much of a refused call over gRPC is read, for the audit, and how long it may take to come.
 const MAX_REFUSED: (usize, Duration) = (4 << 10, Duration::from_secs(10));
-/// The longest message to reflection: it names a symbol.
-const MAX_NAMING: usize = 4 << 10;
 
 /// The API over HTTP and, with reflection, over gRPC, and `GET /openapi.json`, beside what `others` answer: a path that none of
 /// them has is refused in words. Whoever serves it says where each connection comes from ([`Peer`]).
@@ -53,11 +51,7 @@ pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>, others: Router)
         router = router.route(call.path, on(filter, handler));
     }
     let grpc = AdminServiceServer::from_arc(api.clone()).max_decoding_message_size(MAX_BODY);
-    let reflection = || Builder::configure().register_encoded_file_descriptor_set(DESCRIPTOR_SET);
-    let is_encoded = "the descriptor set is compiled in";
-    let grpc = Routes::new(grpc)
-        .add_service(reflection().build_v1().expect(is_encoded).max_decoding_message_size(MAX_NAMING))
-        .add_service(reflection().build_v1alpha().expect(is_encoded).max_decoding_message_size(MAX_NAMING));
+    let grpc = with_reflection(Routes::new(grpc), &[DESCRIPTOR_SET]);
     let grpc = grpc.into_axum_router().layer(from_fn_with_state(api.clone(), refuse_early::<S>)).layer(from_fn(only_grpc));
     let api = router.with_state(api).merge(grpc).layer(from_fn(with_host));
     api.merge(others).method_not_allowed_fallback(no_such_method).fallback(no_such_path)

@@ -13,17 +13,17 @@ use tonic::body::Body;
 use tonic::codegen::BoxFuture;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
-use tonic_reflection::server::Builder;
 
 use crate::api::proto::weir::v1::reservation_service_server::ReservationServiceServer;
 use crate::api::reservations::{self, Reservations};
 use crate::api::rls::{Rls, RlsService};
 use crate::api::{DESCRIPTOR_SET, unary};
+use crate::reflection::with_reflection;
 use crate::store::reservations::ReservationStore;
 
 const HEALTH: &str = "grpc.health.v1.Health";
-/// The longest message to health and to reflection: it names a service or a symbol.
-const MAX_NAMING: usize = 4 << 10;
+/// The longest message to health: it names a service.
+const MAX_HEALTH: usize = 4 << 10;
 
 /// Everything that one gRPC port answers.
 pub struct GrpcService<S> {
@@ -49,16 +49,7 @@ impl<S: ReservationStore + 'static> GrpcService<S> {
 
 /// Health, and reflection in both versions that clients speak.
 pub fn other_services(health: HealthServer<impl Health>) -> Routes {
-    let reflection = || {
-        Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let is_encoded = "the descriptor sets are compiled in";
-    Routes::new(health)
-        .add_service(reflection().build_v1().expect(is_encoded).max_decoding_message_size(MAX_NAMING))
-        .add_service(reflection().build_v1alpha().expect(is_encoded).max_decoding_message_size(MAX_NAMING))
-        .prepare()
+    with_reflection(Routes::new(health), &[DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET]).prepare()
 }
 
 impl<S: ReservationStore + 'static> Service<Request<Incoming>> for GrpcService<S> {
@@ -73,7 +64,7 @@ impl<S: ReservationStore + 'static> Service<Request<Incoming>> for GrpcService<S
         }
         match service_of(path) {
             reservations::SERVICE => Box::pin(once_whole(self.reservations.clone(), request, reservations::MAX_MESSAGE)),
-            HEALTH => Box::pin(once_whole(Routes::clone(&self.others), request, MAX_NAMING)),
+            HEALTH => Box::pin(once_whole(Routes::clone(&self.others), request, MAX_HEALTH)),
             _ => Box::pin(tower::Service::call(&mut Routes::clone(&self.others), request)),
         }
     }
