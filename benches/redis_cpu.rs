@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use redis::RedisServer;
-use weir::limit::{Algorithm, Charge, Check, HOUR, Limit, Mode, Operation};
+use weir::limit::{Algorithm, Check, HOUR, Limit, Operation};
 use weir::rules::key::{self, Part};
 use weir::store::redis::RedisStore;
 use weir::store::{Clock, Group, Store, Wait};
@@ -84,15 +84,7 @@ fn group(algorithms: &[Algorithm], requests: u64, number: usize) -> Group {
         let parts = [Part { key: b"user_id", value: user.as_bytes(), shared: false }];
         let entries = key::entries(parts.into_iter(), 0);
         group.keys.push(key::key(&key::domain_prefix("", b"api"), &entries, &key::shape_suffix(limit.shape())));
-        group.checks.push(Check {
-            limit,
-            operation: Operation::Take,
-            cost: 1,
-            mode: Mode::Enforce,
-            charge: Charge::Admitted,
-            max_delay: None,
-            owner: 0,
-        });
+        group.checks.push(Check::new(limit, Operation::Take, 1));
     }
     group
 }

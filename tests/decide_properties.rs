@@ -9,7 +9,7 @@ use weir::limit::{
 const NOW: Micros = 1_767_225_600 * SECOND + 123_456;
 
 fn check(limit: Limit, cost: Cost, owner: u16) -> Check {
-    Check { limit, operation: Operation::Take, cost, mode: Mode::Enforce, charge: Charge::Admitted, max_delay: None, owner }
+    Check { owner, ..Check::new(limit, Operation::Take, cost) }
 }
 
 fn limit(algorithm: Algorithm, requests: u64) -> Limit {

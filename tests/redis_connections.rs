@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::future::{FutureExt, join_all};
 use support::redis::RedisServer;
-use weir::limit::{Algorithm, Charge, Check, HOUR, Limit, Mode, Operation};
+use weir::limit::{Algorithm, Check, HOUR, Limit, Operation};
 use weir::rules::key::{self, Part};
 use weir::store::history::Tally;
 use weir::store::records::{Change, Expected, RecordName, RecordStore, RecordView};
@@ -24,18 +24,9 @@ fn take(user: &str) -> Group {
     let limit = Limit::new(Algorithm::FixedWindow, REQUESTS, HOUR, None).expect("it is a limit");
     let parts = [Part { key: b"user_id", value: user.as_bytes(), shared: false }];
     let entries = key::entries(parts.into_iter(), 0);
-    let check = Check {
-        limit,
-        operation: Operation::Take,
-        cost: 1,
-        mode: Mode::Enforce,
-        charge: Charge::Admitted,
-        max_delay: None,
-        owner: 0,
-    };
     Group {
         keys: [key::key(&key::domain_prefix("", b"api"), &entries, &key::shape_suffix(limit.shape()))].into_iter().collect(),
-        checks: [check].into_iter().collect(),
+        checks: [Check::new(limit, Operation::Take, 1)].into_iter().collect(),
         refused: false,
     }
 }

@@ -10,7 +10,7 @@ use deadpool_redis::redis::{Value, cmd};
 use futures_util::future::join_all;
 use support::redis::RedisServer;
 use tokio::time::Instant;
-use weir::limit::{Algorithm, Charge, Check, DAY, HOUR, Limit, MINUTE, Micros, Mode, Operation, Outcome, SECOND};
+use weir::limit::{Algorithm, Check, DAY, HOUR, Limit, MINUTE, Micros, Operation, Outcome, SECOND};
 use weir::rules::key::{self, Key, Part};
 use weir::store::redis::RedisStore;
 use weir::store::{Clock, Group, Outcomes, Store, StoreError, Wait};
@@ -24,10 +24,6 @@ fn key(limit: &Limit, user: &str) -> Key {
     key::key(&key::domain_prefix("", b"api"), &key::entries(parts.into_iter(), 0), &key::shape_suffix(limit.shape()))
 }
 
-fn check(limit: Limit, operation: Operation, cost: u64) -> Check {
-    Check { limit, operation, cost, mode: Mode::Enforce, charge: Charge::Admitted, max_delay: None, owner: 0 }
-}
-
 fn group(checks: &[(Check, &str)]) -> Group {
     Group {
         keys: checks.iter().map(|(check, user)| key(&check.limit, user)).collect(),
@@ -37,7 +33,7 @@ fn group(checks: &[(Check, &str)]) -> Group {
 }
 
 fn take(limit: Limit, user: &str) -> Group {
-    group(&[(check(limit, Operation::Take, 1), user)])
+    group(&[(Check::new(limit, Operation::Take, 1), user)])
 }
 
 async fn apply(store: &RedisStore, group: &Group) -> Result<Outcomes, StoreError> {
@@ -45,7 +41,7 @@ async fn apply(store: &RedisStore, group: &Group) -> Result<Outcomes, StoreError
 }
 
 async fn remaining(store: &RedisStore, limit: Limit, user: &str) -> u64 {
-    let look = group(&[(check(limit, Operation::Look, 0), user)]);
+    let look = group(&[(Check::new(limit, Operation::Look, 0), user)]);
     apply(store, &look).await.expect("Redis answers")[0].remaining()
 }
 
@@ -102,14 +98,14 @@ async fn a_request_of_thousands_of_checks_is_one_decision() {
     let store = server.store(Clock::System).await;
     let users: Vec<String> = (0..3_000).map(|user| format!("u{user}")).collect();
     let limit = limit(Algorithm::FixedWindow, 1, HOUR);
-    let all: Vec<(Check, &str)> = users.iter().map(|user| (check(limit, Operation::Take, 1), user.as_str())).collect();
+    let all: Vec<(Check, &str)> = users.iter().map(|user| (Check::new(limit, Operation::Take, 1), user.as_str())).collect();
     let outcomes = apply(&store, &group(&all)).await.expect("Redis answers");
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_allowed()).count(), 3_000);
     // One of them has no room now, so nothing is counted for one more user.
-    let both = group(&[(check(limit, Operation::Take, 1), "u2999"), (check(limit, Operation::Take, 1), "one more")]);
+    let both = group(&[(Check::new(limit, Operation::Take, 1), "u2999"), (Check::new(limit, Operation::Take, 1), "one more")]);
     assert!(!apply(&store, &both).await.expect("Redis answers")[0].is_allowed());
     assert_eq!(remaining(&store, limit, "one more").await, 1);
-    let too_many: Vec<(Check, &str)> = (0..20_000).map(|_| (check(limit, Operation::Take, 1), "u1")).collect();
+    let too_many: Vec<(Check, &str)> = (0..20_000).map(|_| (Check::new(limit, Operation::Take, 1), "u1")).collect();
     assert_eq!(apply(&store, &group(&too_many)).await, Err(StoreError::TooLarge(20_000)));
 }
 
@@ -182,7 +178,7 @@ async fn values_that_are_not_ours_are_errors_and_stay() {
             let user = format!("u{place}-{number}");
             set(&server, &key(&limit, &user), value).await;
             for operation in [Operation::Take, Operation::Look, Operation::Report, Operation::Refund] {
-                let answer = apply(&store, &group(&[(check(limit, operation, 1), &user)])).await;
+                let answer = apply(&store, &group(&[(Check::new(limit, operation, 1), &user)])).await;
                 assert!(is_foreign(&answer, &user), "{:?} of {value:?}: {answer:?}", limit.algorithm());
             }
             let mut connection = server.connection().await;
@@ -203,7 +199,7 @@ async fn a_request_with_a_foreign_key_counts_nothing_and_refunds_nothing() {
     }
     set(&server, &key(&limit, "foreign"), b"?").await;
     let [refund, report, taken] =
-        [Operation::Refund, Operation::Report, Operation::Take].map(|operation| check(limit, operation, 2));
+        [Operation::Refund, Operation::Report, Operation::Take].map(|operation| Check::new(limit, operation, 2));
     for request in [
         group(&[(refund, "u1"), (report, "u1"), (taken, "foreign")]),
         group(&[(refund, "u1"), (refund, "foreign")]),
@@ -227,7 +223,7 @@ async fn without_memory_nothing_is_written_and_looks_still_work() {
     let limit = limit(Algorithm::FixedWindow, 10, HOUR);
     assert!(apply(&store, &take(limit, "u1")).await.is_ok());
     server.command::<String>(&["CONFIG", "SET", "maxmemory", "1"]).await;
-    let both = group(&[(check(limit, Operation::Take, 1), "u1"), (check(limit, Operation::Take, 1), "u2")]);
+    let both = group(&[(Check::new(limit, Operation::Take, 1), "u1"), (Check::new(limit, Operation::Take, 1), "u2")]);
     let (first, second) = tokio::join!(apply(&store, &both), apply(&store, &both));
     for answer in [first, second] {
         assert!(matches!(&answer, Err(StoreError::Refused(reason)) if reason.contains("OOM")), "{answer:?}");
@@ -255,7 +251,7 @@ async fn every_key_lives_as_long_as_it_matters() {
             (Operation::Look, 0),
         ] {
             let before = Instant::now();
-            let outcomes = apply(&store, &group(&[(check(limit, operation, cost), "u1")])).await.expect("Redis answers");
+            let outcomes = apply(&store, &group(&[(Check::new(limit, operation, cost), "u1")])).await.expect("Redis answers");
             let ttl = pttl(&server, &key(&limit, "u1")).await;
             let since = i64::try_from(before.elapsed().as_millis()).expect("it is not long ago");
             assert!(ttl > 0, "{algorithm:?} after {operation:?} has no time to live: {ttl}");
@@ -274,8 +270,8 @@ async fn every_key_lives_as_long_as_it_matters() {
     }
     let penalty = Limit::penalty(MINUTE).expect("it is a block");
     let no_room = group(&[
-        (check(limit(Algorithm::FixedWindow, 1, HOUR), Operation::Take, 1), "u2"),
-        (check(penalty, Operation::Take, 0), "u2"),
+        (Check::new(limit(Algorithm::FixedWindow, 1, HOUR), Operation::Take, 1), "u2"),
+        (Check::new(penalty, Operation::Take, 0), "u2"),
     ]);
     for is_allowed in [true, false] {
         assert_eq!(apply(&store, &no_room).await.expect("Redis answers")[0].is_allowed(), is_allowed);
@@ -291,8 +287,8 @@ async fn keys_made_and_met_again_in_one_batch_have_a_time_to_live() {
     for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingCounter] {
         let limit = limit(algorithm, 100, DAY);
         let alone = take(limit, "u1");
-        let pair = group(&[(check(limit, Operation::Take, 1), "u2"), (check(limit, Operation::Take, 1), "u3")]);
-        let with_look = group(&[(check(limit, Operation::Look, 0), "u4"), (check(limit, Operation::Take, 1), "u5")]);
+        let pair = group(&[(Check::new(limit, Operation::Take, 1), "u2"), (Check::new(limit, Operation::Take, 1), "u3")]);
+        let with_look = group(&[(Check::new(limit, Operation::Look, 0), "u4"), (Check::new(limit, Operation::Take, 1), "u5")]);
         for request in [&alone, &pair, &with_look] {
             let answers = join_all((0..4).map(|_| apply(&store, request))).await;
             assert!(answers.iter().all(Result::is_ok), "{answers:?}");
@@ -312,9 +308,9 @@ async fn refused_and_only_looked_at_leave_no_key() {
         let (none, some) = (limit(algorithm, 0, HOUR), limit(algorithm, 5, HOUR));
         for request in [
             take(none, "u1"),
-            group(&[(check(some, Operation::Take, 6), "u2")]),
-            group(&[(check(some, Operation::Look, 0), "u3")]),
-            group(&[(check(some, Operation::Refund, 3), "u4")]),
+            group(&[(Check::new(some, Operation::Take, 6), "u2")]),
+            group(&[(Check::new(some, Operation::Look, 0), "u3")]),
+            group(&[(Check::new(some, Operation::Refund, 3), "u4")]),
             Group { refused: true, ..take(some, "u5") },
             Group::default(),
         ] {

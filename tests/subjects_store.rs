@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use support::redis::RedisServer;
-use weir::limit::{Algorithm, Charge, Check, DAY, HOUR, Limit, MINUTE, Mode, Operation, SECOND};
+use weir::limit::{Algorithm, Check, DAY, HOUR, Limit, MINUTE, Operation, SECOND};
 use weir::rules::key::{self, Key, Part};
 use weir::store::history::{MAX_COUNT, Tally};
 use weir::store::memory::MemoryStore;
@@ -82,7 +82,7 @@ impl Both {
         let of = |key: &Key| limits.iter().find(|limit| key.as_bytes().ends_with(&key::shape_suffix(limit.shape()))).copied();
         let group = Group {
             keys: in_redis.iter().cloned().collect(),
-            checks: in_redis.iter().map(|key| check(of(key).expect("a limit of ours"), Operation::Look, 0)).collect(),
+            checks: in_redis.iter().map(|key| Check::new(of(key).expect("a limit of ours"), Operation::Look, 0)).collect(),
             refused: false,
         };
         if !in_redis.is_empty() {
@@ -90,10 +90,6 @@ impl Both {
         }
         in_redis
     }
-}
-
-fn check(limit: Limit, operation: Operation, cost: u64) -> Check {
-    Check { limit, operation, cost, mode: Mode::Enforce, charge: Charge::Admitted, max_delay: None, owner: 0 }
 }
 
 fn random_group(random: &mut Random, limits: &[Limit]) -> Group {
@@ -105,7 +101,7 @@ fn random_group(random: &mut Random, limits: &[Limit]) -> Group {
     let entries = key::entries(parts, 1);
     for limit in limits.iter().skip(random.below(limits.len())).take(1 + random.below(2)) {
         group.keys.push(key::key(&key::domain_prefix(PREFIX, b"api"), &entries, &key::shape_suffix(limit.shape())));
-        group.checks.push(check(*limit, Operation::Take, 1));
+        group.checks.push(Check::new(*limit, Operation::Take, 1));
     }
     group
 }
@@ -223,7 +219,7 @@ async fn an_index_forgets_what_is_over() {
         let counter = key::key(&domain, &key::entries(parts, 1), &key::shape_suffix(limit.shape()));
         let group = Group {
             keys: [counter].into_iter().collect(),
-            checks: [check(limit, Operation::Take, 1)].into_iter().collect(),
+            checks: [Check::new(limit, Operation::Take, 1)].into_iter().collect(),
             refused: false,
         };
         both.decide(&group).await;

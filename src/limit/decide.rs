@@ -54,6 +54,13 @@ pub struct Check {
     pub owner: u16,
 }
 
+impl Check {
+    /// One that refuses what it has no room for and counts what it admits, alone of its owner.
+    pub fn new(limit: Limit, operation: Operation, cost: Cost) -> Check {
+        Check { limit, operation, cost, mode: Mode::Enforce, charge: Charge::Admitted, max_delay: None, owner: 0 }
+    }
+}
+
 /// A check's outcome, and what to store for how many µs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {

@@ -130,7 +130,7 @@ mod tests {
     }
 
     fn check(limit: Limit, mode: Mode, owner: u16) -> Check {
-        Check { limit, operation: Operation::Take, cost: 1, mode, charge: Charge::Admitted, max_delay: None, owner }
+        Check { mode, owner, ..Check::new(limit, Operation::Take, 1) }
     }
 
     fn of(algorithm: Algorithm) -> Limit {

@@ -273,8 +273,7 @@ mod tests {
     }
 
     fn take(name: &str, requests: u64, cost: Cost) -> Group {
-        let (operation, mode, charge) = (Operation::Take, Mode::Enforce, Charge::Admitted);
-        let check = Check { limit: limit(requests), operation, cost, mode, charge, max_delay: None, owner: 0 };
+        let check = Check::new(limit(requests), Operation::Take, cost);
         Group { keys: [key_of(name, &check.limit)].into_iter().collect(), checks: [check].into_iter().collect(), refused: false }
     }
 

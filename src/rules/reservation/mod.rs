@@ -8,7 +8,7 @@ pub use id::{MAX_ID, MAX_IDEMPOTENCY_KEY, key_named, key_of, shown, unlimited, u
 pub use memo::{MAX_MEMO, Memo};
 
 use super::plan::Plan;
-use crate::limit::{Charge, Check, Cost, Mode, Operation, Outcome, reservation};
+use crate::limit::{Charge, Check, Cost, Operation, Outcome, reservation};
 use crate::rules::plan::Group;
 
 /// Makes a plan of one hit one of `estimate` hits: what it weighs stays a weight.
@@ -35,15 +35,9 @@ pub fn difference(memo: &Memo<'_>, outcomes: &[Outcome], estimate: Cost, actual:
         }
         let now = current.keys.iter().position(|other| other == key).map(|place| current.checks[place].limit);
         group.keys.push(key.clone());
-        group.checks.push(Check {
-            limit: now.unwrap_or(charged.limit),
-            operation,
-            cost: charged.cost.saturating_mul(estimate.abs_diff(actual)),
-            mode: Mode::Enforce,
-            charge: if operation == Operation::Report { Charge::Always } else { Charge::Admitted },
-            max_delay: None,
-            owner: 0,
-        });
+        let charge = if operation == Operation::Report { Charge::Always } else { Charge::Admitted };
+        let cost = charged.cost.saturating_mul(estimate.abs_diff(actual));
+        group.checks.push(Check { charge, ..Check::new(now.unwrap_or(charged.limit), operation, cost) });
     }
     group
 }

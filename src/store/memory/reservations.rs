@@ -137,8 +137,7 @@ mod tests {
     /// Takes one of a hundred a minute.
     fn reserve(number: usize, ttl: Micros, memo: usize) -> Gated {
         let limit = Limit::new(Algorithm::FixedWindow, 100, MINUTE, None).unwrap();
-        let (operation, mode, charge) = (Operation::Take, Mode::Shadow, Charge::Always);
-        let check = Check { limit, operation, cost: 1, mode, charge, max_delay: None, owner: 0 };
+        let check = Check { mode: Mode::Shadow, charge: Charge::Always, ..Check::new(limit, Operation::Take, 1) };
         Gated {
             key: Key::from_bytes(number.to_string().into_bytes()),
             gate: Gate::Reserve { estimate: 1, ttl },
