@@ -78,36 +78,30 @@ fn is_told_once(weir: &Weir, connected: usize, reason: &str) {
     assert_eq!(said(weir, "connected to Redis"), connected, "{log}");
 }
 
-#[tokio::test]
-async fn one_that_became_a_replica() {
+/// Refuses from one command on, and takes writes again from another one on; the log names the reason.
+async fn refuses_and_recovers(refuse: &[&str], recover: &[&str], reason: &str) {
     let redis = RedisServer::start();
     let weir = weir(&redis).await;
     assert_eq!(remaining(&weir).await, Some(999));
     let connected = said(&weir, "connected to Redis");
-    redis.command::<String>(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    redis.command::<String>(refuse).await;
     ask_once(&weir).await;
     eventually("a store that is away", async || is_told_away(&weir).await).await;
     stays_away(&weir, &redis).await;
-    redis.command::<String>(&["REPLICAOF", "NO", "ONE"]).await;
+    redis.command::<String>(recover).await;
     comes_back(&weir).await;
     assert_eq!(remaining(&weir).await, Some(998), "a refused call was not counted");
-    is_told_once(&weir, connected, "read only replica");
+    is_told_once(&weir, connected, reason);
+}
+
+#[tokio::test]
+async fn one_that_became_a_replica() {
+    refuses_and_recovers(&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"], "read only replica").await;
 }
 
 #[tokio::test]
 async fn one_without_memory() {
-    let redis = RedisServer::start();
-    let weir = weir(&redis).await;
-    assert_eq!(remaining(&weir).await, Some(999));
-    let connected = said(&weir, "connected to Redis");
-    redis.command::<String>(&["CONFIG", "SET", "maxmemory", "1"]).await;
-    ask_once(&weir).await;
-    eventually("a store that is away", async || is_told_away(&weir).await).await;
-    stays_away(&weir, &redis).await;
-    redis.command::<String>(&["CONFIG", "SET", "maxmemory", "0"]).await;
-    comes_back(&weir).await;
-    assert_eq!(remaining(&weir).await, Some(998), "a refused call was not counted");
-    is_told_once(&weir, connected, "maxmemory");
+    refuses_and_recovers(&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"], "maxmemory").await;
 }
 
 #[tokio::test]
