@@ -107,10 +107,15 @@ async fn the_page_lists_the_metrics_of_a_scrape() {
     assert_eq!(listed, scraped(&scrape));
 }
 
+/// The fenced blocks of one language.
+fn blocks(page: &str, language: &str) -> Vec<String> {
+    let block = Regex::new(&format!(r"(?s)```{language}\n(.*?)```")).expect("compiles");
+    block.captures_iter(page).map(|found| found[1].to_owned()).collect()
+}
+
 /// The commands of shell blocks, a continued line as one, without comments.
 fn commands(page: &str) -> Vec<String> {
-    let block = Regex::new(r"(?s)```sh\n(.*?)```").expect("compiles");
-    let blocks = block.captures_iter(page).map(|found| found[1].replace("\\\n", " "));
+    let blocks = blocks(page, "sh").into_iter().map(|block| block.replace("\\\n", " "));
     blocks
         .flat_map(|block| {
             block.lines().map(|line| line.split(" #").next().unwrap_or_default().trim().to_owned()).collect::<Vec<_>>()
@@ -152,4 +157,33 @@ fn commands_on_the_pages_exist() {
         }
     }
     assert!(seen > 0, "no page shows a command");
+}
+
+/// Runs a program in a directory, with the Python packages that the page has you install.
+fn run(program: &mut Command, directory: &Path) -> String {
+    let packages = Command::new(project().join("scripts/python-grpc")).output().expect("the script runs");
+    let path = String::from_utf8(packages.stdout).expect("a path");
+    let path = format!("{}:{}", path.trim(), directory.display());
+    let output = program.current_dir(directory).env("PYTHONPATH", path).output().expect("the program runs");
+    assert!(output.status.success(), "{program:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[tokio::test]
+async fn the_python_example_reserves_and_commits() {
+    let page = read(&project().join("docs/reservations.md"));
+    let rules = read(&project().join("config/examples/token-budget.yaml"));
+    let weir = Settings::with_rules(&rules).start().await;
+    let directory = tempfile::tempdir().expect("a directory");
+    std::os::unix::fs::symlink(project().join("proto"), directory.path().join("proto")).expect("a link");
+    let generate = commands(&page).into_iter().find(|command| command.contains("grpc_tools.protoc"));
+    run(Command::new("sh").args(["-c", &generate.expect("the page generates stubs")]), directory.path());
+    let [example] = &blocks(&page, "python")[..] else { panic!("the page has one example") };
+    let address = format!("127.0.0.1:{}", weir.grpc);
+    let printed = run(Command::new("python3").args(["-c", example, &address]), directory.path());
+    assert_eq!(printed, "HOW HIGH IS THE WEIR?\n");
+    // 1,250 tokens and one for this call; a little less when the sliding window has moved on meanwhile.
+    let look = support::weir::request("tokens", &[&[("user_id", "ann")]]);
+    let left = support::weir::ask(&mut weir.client().await, look).await.statuses[0].limit_remaining;
+    assert!((18_700..18_800).contains(&left), "{left} left");
 }
