@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use self::prepared::{Prepared, Undecided};
 use self::reservations::Arrival;
+use crate::limit::reservation::is_refused;
 use crate::limit::{Algorithm, Mode, Operation, Outcome, RetryAfter, SECOND};
 use crate::rules::decision::{Code, Decision, Degraded};
 use crate::rules::plan::{Plan, PlanSettings, Planned};
@@ -370,15 +371,13 @@ impl<S: Store> Limiter<S> {
             for planned_check in &planned.checks {
                 let check = &checks[planned_check.check];
                 policies[planned_check.check] = match on_store_failure(domain, planned) {
+                    // A quota that does not refuse, as the request has a spare one, is still charged to the local count.
+                    OnStoreFailure::Local if planned.mode != Mode::Shadow => OnStoreFailure::Local,
                     _ if check.mode == Mode::Shadow => OnStoreFailure::Allow,
                     OnStoreFailure::Deny if check.operation == Operation::Refund => OnStoreFailure::Allow,
                     policy => policy,
                 };
             }
-        }
-        let denies = policies.contains(&OnStoreFailure::Deny);
-        if policies.contains(&OnStoreFailure::Error) && !denies && !plan.group.refused {
-            return Err(error.to_string());
         }
         let mut outcomes: Outcomes = plan
             .group
@@ -390,6 +389,11 @@ impl<S: Store> Limiter<S> {
                 _ => Outcome::Allowed { remaining: check.limit.capacity(), reset_after: 0, delay: 0 },
             })
             .collect();
+        // A quota's `deny` refuses only with the other quotas.
+        let denies = is_refused(checks, &outcomes, false);
+        if policies.contains(&OnStoreFailure::Error) && !denies && !plan.group.refused {
+            return Err(error.to_string());
+        }
         // No block is set: lack of room in one replica's share is no offence.
         let is_local =
             |&place: &usize| policies[place] == OnStoreFailure::Local && checks[place].limit.algorithm() != Algorithm::Penalty;
@@ -397,11 +401,18 @@ impl<S: Store> Limiter<S> {
         if places.is_empty() {
             return Ok((outcomes, if denies { Degraded::Deny } else { Degraded::Allow }));
         }
+        // One that `allow` answers is not over: the local ones do not refuse.
+        let has_spare_quota = checks.iter().zip(&policies).any(|(check, policy)| {
+            check.mode == Mode::Quota && check.operation != Operation::Refund && *policy == OnStoreFailure::Allow
+        });
         let replicas = u64::from(self.shared.replicas.load(Ordering::Relaxed));
         let mut local = Group { refused: plan.group.refused || denies, ..Group::default() };
         for &place in &places {
             let mut check = plan.group.checks[place];
             check.limit = check.limit.scaled(1, replicas);
+            if check.mode == Mode::Quota && has_spare_quota {
+                check.mode = Mode::Shadow;
+            }
             local.keys.push(plan.group.keys[place].clone());
             local.checks.push(check);
         }

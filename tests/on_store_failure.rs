@@ -28,7 +28,8 @@ impl Store for Away {
 
 fn limiter() -> Limiter<Away> {
     let limited = |on_store_failure| Rule { on_store_failure, ..fixed(1, HOUR) };
-    let rules: [(&[(&str, &str)], Rule); 8] = [
+    let quota = |on_store_failure| Rule { quota: true, ..limited(on_store_failure) };
+    let rules: [(&[(&str, &str)], Rule); 13] = [
         (&[("error", "")], limited(OnStoreFailure::Error)),
         (&[("allow", "")], limited(OnStoreFailure::Allow)),
         (&[("deny", "")], limited(OnStoreFailure::Deny)),
@@ -37,6 +38,11 @@ fn limiter() -> Limiter<Away> {
         (&[("denied", "")], Rule { deny: true, ..rule() }),
         (&[("allowed", "")], Rule { allow: true, ..rule() }),
         (&[("blocking", "")], blocking(HOUR, limited(OnStoreFailure::Local))),
+        (&[("quota-error", "")], quota(OnStoreFailure::Error)),
+        (&[("quota-allow", "")], quota(OnStoreFailure::Allow)),
+        (&[("quota-deny", "")], quota(OnStoreFailure::Deny)),
+        (&[("quota-local", "")], quota(OnStoreFailure::Local)),
+        (&[("quota-shadow", "")], Rule { shadow: true, ..quota(OnStoreFailure::Error) }),
     ];
     let settings = LimiterSettings { plan: PlanSettings::default(), store_timeout: Duration::from_secs(1) };
     let shared = Shared::new(MemoryStore::new(Clock::System, 1_000), settings);
@@ -84,6 +90,13 @@ async fn rules_that_disagree() {
         (vec![on("allowed"), on("error")], Some((Code::Ok, None))),
         (vec![refund("deny")], ok(Degraded::Allow)),
         (vec![refund("error")], None),
+        (vec![on("quota-deny")], over(Degraded::Deny)),
+        (vec![on("quota-deny"), on("quota-allow")], ok(Degraded::Allow)),
+        (vec![on("quota-deny"), on("quota-error")], None),
+        (vec![on("quota-deny"), on("quota-local")], ok(Degraded::Local)),
+        (vec![on("quota-deny"), on("quota-shadow")], ok(Degraded::Allow)),
+        (vec![on("quota-error"), on("quota-shadow")], ok(Degraded::Allow)),
+        (vec![on("quota-deny"), on("deny")], over(Degraded::Deny)),
     ];
     for (descriptors, expected) in cases {
         assert_eq!(decision(&descriptors).await, expected, "{descriptors:?}");
@@ -112,6 +125,23 @@ async fn what_deny_refuses_is_not_counted_locally() {
         assert_eq!(decide(&limiter, &both).await.map(|decision| decision.code), Some(Code::OverLimit));
     }
     assert_eq!(decide(&limiter, &request([on("local")])).await.map(|decision| decision.code), Some(Code::Ok));
+}
+
+#[tokio::test]
+async fn quotas_that_disagree_count_locally_what_they_allow() {
+    let room = async |key: &'static str| {
+        let limiter = limiter();
+        // The first fills the quota of one; with the others it does not refuse.
+        for _ in 0..2 {
+            let all = request([on("quota-local"), on(key), on("local")]);
+            decide(&limiter, &all).await.expect("an answer");
+        }
+        let alone = async |key| decide(&limiter, &request([on(key)])).await.map(|decision| decision.code);
+        [alone("quota-local").await, alone("local").await]
+    };
+    for key in ["quota-allow", "quota-deny", "quota-shadow"] {
+        assert_eq!(room(key).await, [Some(Code::OverLimit); 2], "with {key}");
+    }
 }
 
 #[tokio::test]

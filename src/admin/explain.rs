@@ -174,8 +174,8 @@ impl Case<'_, '_> {
     }
 
     fn rule(&self, rule: &Rule, place: usize) -> proto::ExplainedRule {
-        let check = self.explained.plan.descriptors[place].checks.first().map(|of| &self.explained.plan.group.checks[of.check]);
-        let mode = check.map_or(if rule.shadow { Mode::Shadow } else { Mode::Enforce }, |check| check.mode);
+        let planned = &self.explained.plan.descriptors[place];
+        let mode = if planned.checks.is_empty() && rule.shadow { Mode::Shadow } else { planned.mode };
         proto::ExplainedRule {
             name: rule.label().to_owned(),
             path: rule.path.to_string(),

@@ -202,7 +202,12 @@ const DESCRIPTOR: &[Field] = &[
          process decides by its own counters, with its share of the limit.",
     ),
     field("shadow_mode", Shape::Boolean, "The rule counts and never refuses.").or("false"),
-    field("quota_mode", Shape::Boolean, "The rule refuses only if all rules of the request in this mode are over.").or("false"),
+    field(
+        "quota_mode",
+        Shape::Boolean,
+        "The rule refuses only if all rules of the request in this mode are over; in shadow mode it never is.",
+    )
+    .or("false"),
     field("share_threshold", Shape::Boolean, "All values that match the pattern in `value` share one counter.").or("false"),
     field("detailed_metric", Shape::Boolean, "Accepted, without effect.").or("false"),
     field("value_to_metric", Shape::Boolean, "Accepted, without effect.").or("false"),

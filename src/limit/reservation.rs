@@ -1,6 +1,8 @@
 //! A reservation is a gate before a request: an estimate is charged once for each name, and its true number is said once. What is
 //! behind the gate is decided as any other request. Mirrored by `store/redis/lua/reservation.lua`.
 
+use smallvec::SmallVec;
+
 use super::{Algorithm, Check, Cost, Limit, Micros, Mode, Operation, Outcome, SECOND};
 
 /// The shortest and the longest time for which a reservation is known, in µs.
@@ -72,10 +74,21 @@ fn counts(limit: &Limit, made: Micros, now: Micros) -> bool {
 
 /// Whether these outcomes refuse the request: what [`super::decide()`] went by.
 pub fn is_refused(checks: &[Check], outcomes: &[Outcome], refused: bool) -> bool {
-    let over = |check: &Check| is_over(checks, outcomes, check.owner);
     let enforced = |(check, outcome): (&Check, &Outcome)| check.mode == Mode::Enforce && !outcome.is_allowed();
-    let mut quotas = checks.iter().filter(|check| check.mode == Mode::Quota && check.operation != Operation::Refund).peekable();
-    refused || checks.iter().zip(outcomes).any(enforced) || quotas.peek().is_some() && quotas.all(over)
+    refused || checks.iter().zip(outcomes).any(enforced) || quotas_refuse(checks, outcomes)
+}
+
+/// Whether there are quotas and all of them are over. A refund asks for nothing: it is no quota that could have room.
+pub fn quotas_refuse(checks: &[Check], outcomes: &[Outcome]) -> bool {
+    let is_quota = |check: &&Check| check.mode == Mode::Quota && check.operation != Operation::Refund;
+    let mut quotas = checks.iter().filter(is_quota).peekable();
+    if quotas.peek().is_none() {
+        return false;
+    }
+    let denied = checks.iter().zip(outcomes).filter(|(_, outcome)| !outcome.is_allowed());
+    let mut over: SmallVec<[u16; 4]> = denied.map(|(check, _)| check.owner).collect();
+    over.sort_unstable();
+    quotas.all(|check| over.binary_search(&check.owner).is_ok())
 }
 
 /// Whether a check of an allowed request was counted in full.

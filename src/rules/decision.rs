@@ -5,7 +5,8 @@ use smallvec::SmallVec;
 use super::plan::{Kind, Plan, Planned, PlannedCheck, Source};
 use super::tier::TierId;
 use super::{Domain, RuleId, RuleLimit};
-use crate::limit::{Micros, Mode, Operation, Outcome, RetryAfter};
+use crate::limit::reservation::quotas_refuse;
+use crate::limit::{Micros, Mode, Outcome, RetryAfter};
 
 /// The answer to one request. `limits` are grouped by descriptor, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +107,6 @@ impl Status {
 /// the request is allowed.
 pub fn decide(domain: &Domain, plan: &Plan, outcomes: &[Outcome], shadow: bool) -> Decision {
     let mut decision = Decision { code: Code::Ok, statuses: SmallVec::new(), limited_by: None, delay: 0, hold: 0, degraded: None };
-    let (mut quotas, mut quotas_over) = (0, 0);
     for planned in &plan.descriptors {
         let mut status = Status::silent(planned);
         if plan.verdict.admits() {
@@ -116,27 +116,25 @@ pub fn decide(domain: &Domain, plan: &Plan, outcomes: &[Outcome], shadow: bool) 
         status.limits.extend(limits);
         status.shown = shown(&status.limits);
         let over = status.outcome().is_some_and(|outcome| !outcome.is_allowed());
-        if let Some(first) = planned.checks.first() {
-            let mode = plan.group.checks[first.check].mode;
-            let rule_shadows = mode == Mode::Shadow && !shadow
-                || planned.rule.is_some_and(|rule| domain.rule(rule).shadow && status_is_of_rule(first));
+        if !planned.checks.is_empty() {
+            let rule_shadows = planned.rule.is_some_and(|rule| domain.rule(rule).shadow) && !planned.is_overridden();
             status.shadowed = over && rule_shadows;
             status.code = if over && !rule_shadows { Code::OverLimit } else { Code::Ok };
-            // A refund asks for nothing: it is no quota that could have room.
-            if mode == Mode::Quota && plan.group.checks[first.check].operation != Operation::Refund {
-                quotas += 1;
-                quotas_over += usize::from(over);
-            }
         }
         decision.statuses.push(status);
     }
-    let quotas_refuse = quotas > 0 && quotas == quotas_over;
-    let refuses = |place: usize, status: &Status| {
-        let mode = plan.descriptors[place].checks.first().map_or(Mode::Enforce, |check| plan.group.checks[check.check].mode);
-        status.code == Code::OverLimit && (mode == Mode::Enforce || mode == Mode::Quota && quotas_refuse)
+    let quotas_refuse = quotas_refuse(&plan.group.checks, outcomes);
+    let refuses = |planned: &Planned, status: &Status| {
+        let enforced = |(check, limit): (&PlannedCheck, &LimitStatus)| {
+            plan.group.checks[check.check].mode == Mode::Enforce && !limit.outcome.is_allowed()
+        };
+        planned.checks.is_empty()
+            || planned.checks.iter().zip(&status.limits).any(enforced)
+            || quotas_refuse && planned.is_quota(&plan.group)
     };
     if !shadow {
-        let refusing = decision.statuses.iter().enumerate().filter(|(place, status)| refuses(*place, status));
+        let over = decision.statuses.iter().enumerate().filter(|(_, status)| status.code == Code::OverLimit);
+        let refusing = over.filter(|(place, status)| refuses(&plan.descriptors[*place], status));
         decision.limited_by =
             refusing.max_by_key(|(place, status)| (retry_after(status), std::cmp::Reverse(*place))).map(|(place, _)| place);
     }
@@ -147,7 +145,8 @@ pub fn decide(domain: &Domain, plan: &Plan, outcomes: &[Outcome], shadow: bool) 
     for (planned, status) in plan.descriptors.iter().zip(&decision.statuses) {
         for (check, limit) in planned.checks.iter().zip(&status.limits) {
             let (Outcome::Allowed { delay, .. }, check) = (limit.outcome, &plan.group.checks[check.check]) else { continue };
-            if check.mode != Mode::Shadow {
+            // A quota that does not refuse, as the request has a spare one, delays all the same.
+            if check.mode != Mode::Shadow || planned.mode != Mode::Shadow {
                 decision.delay = decision.delay.max(delay);
                 if check.max_delay.is_some() {
                     decision.hold = decision.hold.max(delay);
@@ -156,10 +155,6 @@ pub fn decide(domain: &Domain, plan: &Plan, outcomes: &[Outcome], shadow: bool) 
         }
     }
     decision
-}
-
-fn status_is_of_rule(check: &PlannedCheck) -> bool {
-    !matches!(check.source, Source::Override(_))
 }
 
 /// A rule without a retry time (`deny`, or a cost that can never fit) waits longest of all.

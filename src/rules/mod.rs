@@ -10,6 +10,7 @@ pub mod explain;
 pub mod key;
 pub mod plan;
 pub mod precedence;
+mod quota;
 pub mod request;
 pub mod reservation;
 pub mod subject;

@@ -14,7 +14,7 @@ use super::request::{Descriptor, Entry, LimitOverride, Request};
 use super::subject::Records;
 use super::tier::{self, Class, RuleTiers, TierId, TierSource};
 use super::tree::Match;
-use super::{ChargeRule, Domain, Rule, RuleId, RuleLimit, Unit};
+use super::{ChargeRule, Domain, Rule, RuleId, RuleLimit, Unit, quota};
 use crate::limit::{Algorithm, Charge, Check, Limit, Micros, Mode, Operation};
 
 /// From this many checks on, equal counters are found by a map rather than by looking along the list.
@@ -42,6 +42,8 @@ pub struct Plan {
     pub verdict: Verdict,
     /// How many descriptors named a tier that is not there, or none, and got the default one.
     pub unknown_tiers: usize,
+    /// The first descriptor that counts as a quota which is never over: the request's other quotas do not refuse.
+    pub spare_quota: Option<usize>,
 }
 
 /// What applies to one descriptor.
@@ -53,6 +55,8 @@ pub struct Planned {
     pub tier: Option<TierId>,
     /// The request's class, where the rule keeps a share of its limits free.
     pub class: Option<Class>,
+    /// What its own refusal means for the request. Its checks may be stricter, where another descriptor counts by them too.
+    pub mode: Mode,
     /// Its checks in the group.
     pub checks: SmallVec<[PlannedCheck; 2]>,
     /// Hits, weighted.
@@ -166,15 +170,16 @@ fn planned(
     for (place, ((descriptor, found), kind)) in request.descriptors.iter().zip(found).zip(kinds).enumerate() {
         let rule = found.as_ref().map(|found| found.rule);
         let cost = planner.cost(descriptor);
-        let mut planned = Planned { rule, kind, tier: None, class: None, checks: SmallVec::new(), cost };
+        let mut planned = Planned { rule, kind, tier: None, class: None, mode: Mode::Enforce, checks: SmallVec::new(), cost };
         if kind == Kind::Limited && !verdict.admits() {
             planner.add(place, descriptor, found.as_ref(), &mut planned)?;
         }
         descriptors.push(planned);
     }
     let Planner { mut group, overrides, unknown_tiers, .. } = planner;
+    let spare_quota = quota::release(domain, settings, &descriptors, &mut group);
     refunds_first(&mut group, &mut descriptors);
-    Ok(Plan { group, descriptors, overrides, verdict, unknown_tiers })
+    Ok(Plan { group, descriptors, overrides, verdict, unknown_tiers, spare_quota })
 }
 
 /// The rule of a descriptor: by all its entries; failing that, by those that are no attributes.
@@ -269,10 +274,8 @@ impl<'r> Planner<'_, 'r> {
             if let Some(record) = &record {
                 limit.limit = record.multiplied(&limit.limit);
             }
-            let mut check = self.check(descriptor, &limit, planned.cost, Mode::Enforce, owner);
-            if self.settings.shadow {
-                check.mode = Mode::Shadow;
-            }
+            planned.mode = self.mode(None);
+            let check = self.check(descriptor, &limit, planned.cost, planned.mode, owner);
             let key = key::key(&domain.key_prefix, &entries, &limit.key_suffix);
             self.overrides.push(limit);
             let check = self.merge(key, check);
@@ -280,11 +283,8 @@ impl<'r> Planner<'_, 'r> {
             return Ok(());
         }
         let Some(rule) = rule else { return Ok(()) };
-        let mode = match rule {
-            _ if self.settings.shadow || rule.shadow => Mode::Shadow,
-            _ if self.settings.quota || rule.quota => Mode::Quota,
-            _ => Mode::Enforce,
-        };
+        planned.mode = self.mode(Some(rule));
+        let mode = planned.mode;
         let own = self.limits(rule, descriptor, planned);
         let given = record.and_then(|record| record.limits(rule, own));
         let limits = given.as_deref().unwrap_or(own);
@@ -317,6 +317,17 @@ impl<'r> Planner<'_, 'r> {
             planned.checks.push(PlannedCheck { check, source: Source::Block });
         }
         Ok(())
+    }
+
+    /// The mode of a rule's limits, or of those that come with the request, for which only the settings hold.
+    fn mode(&self, rule: Option<&Rule>) -> Mode {
+        match self.settings {
+            PlanSettings { shadow: true, .. } => Mode::Shadow,
+            _ if rule.is_some_and(|rule| rule.shadow) => Mode::Shadow,
+            PlanSettings { quota: true, .. } => Mode::Quota,
+            _ if rule.is_some_and(|rule| rule.quota) => Mode::Quota,
+            _ => Mode::Enforce,
+        }
     }
 
     /// One owner for all of a descriptor's checks, also those that were merged into an earlier one's.

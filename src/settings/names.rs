@@ -77,7 +77,7 @@ pub const NAMES: &[Name] = &[
     own("log_format", "FORMAT", "text", "text or json"),
     known("charge", "WHICH", "auto", "Refused hits that count all the same: auto, admitted (none) or always (all)"),
     known_switch("shadow_mode", "Count and answer truthfully for each descriptor, but refuse no request"),
-    known_switch("quota_mode", "Treat every rule as one of quota_mode: refuse when all are over"),
+    known_switch("quota_mode", "Treat every descriptor as one of quota_mode: refuse when all are over"),
     known_switch("limit_response_headers_enabled", "Add the three headers below to every answer about a limit"),
     known("limit_limit_header", "NAME", "RateLimit-Limit", "What the header with the limit is called"),
     known("limit_remaining_header", "NAME", "RateLimit-Remaining", "What the header with the remaining requests is called"),

@@ -182,11 +182,15 @@ impl Sentences<'_, '_, '_> {
     }
 
     fn of_mode(&self, planned: &Planned) -> Option<String> {
-        let check = &self.0.explained.plan.group.checks[planned.checks.first()?.check];
-        match check.mode {
-            Mode::Enforce => None,
-            Mode::Shadow => Some("it only watches (shadow): counted, never refused".to_owned()),
-            Mode::Quota => Some("in quota mode: refuses only if all rules in this mode are over".to_owned()),
+        planned.checks.first()?;
+        match (planned.mode, self.0.explained.plan.spare_quota) {
+            (Mode::Enforce, _) => None,
+            (Mode::Shadow, _) => Some("it only watches (shadow): counted, never refused".to_owned()),
+            (Mode::Quota, None) => Some("in quota mode: refuses only if all rules in this mode are over".to_owned()),
+            (Mode::Quota, Some(spare)) => {
+                let spare = spare + 1;
+                Some(format!("in quota mode: does not refuse, as descriptor {spare} counts as a quota that is not over"))
+            }
         }
     }
 
