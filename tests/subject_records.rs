@@ -329,4 +329,8 @@ fn a_tier_defined_at_run_time_is_as_good_as_one_of_the_rules() {
     trial.domain.rules[0].tiers.as_mut().expect("it has tiers").set = "write".into();
     let with_set = trial.domain.with_tiers([("team", &definition)]);
     assert_eq!(with_set.rules[0].limits_of(Some(TierId(2))).len(), 3);
+    trial.domain.rules[0].tiers.as_mut().expect("it has tiers").set = "read".into();
+    let without_set = trial.domain.with_tiers([("team", &definition)]);
+    let requests = without_set.rules[0].limits_of(Some(TierId(2))).iter().map(|limit| limit.limit.requests());
+    assert_eq!(requests.collect::<Vec<_>>(), [70, 1000], "the default set");
 }

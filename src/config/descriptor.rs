@@ -263,8 +263,8 @@ impl<'c, 's> Compiler<'c, 's> {
     /// What each tier means for a rule.
     fn tiers(&mut self, wanted: TierUse, label: &str, path: &Path<'_>) -> Option<RuleTiers> {
         let report = &mut self.reports[self.file];
-        let path = path.key("rate_limit");
-        let path = path.key("tier");
+        let rate_limit = path.key("rate_limit");
+        let path = rate_limit.key("tier");
         if self.settings.tiers.is_empty() {
             report
                 .error(wanted.at, path, "the domain has no tiers")
@@ -276,12 +276,15 @@ impl<'c, 's> Compiler<'c, 's> {
             problem.hint("name one of `tiers` at the top of the document");
             return None;
         }
+        wanted.warn_of_no_set(&self.settings.tiers, &rate_limit, report);
         let mut limits = Vec::with_capacity(self.settings.tiers.len());
         for tier in &self.settings.tiers {
             match tier.limits_for(&wanted) {
                 Ok(drafts) => limits.push(TierLimits { limits: rule_limits(drafts, label) }),
                 Err(message) => {
-                    report.error(wanted.at, path, message).hint("give the tier that set, or `use` one that all tiers have");
+                    report
+                        .error(wanted.at, path, message)
+                        .hint("give the tier limits called `default`: rules whose `use` names none of its sets take them");
                 }
             }
         }

@@ -259,7 +259,7 @@ const RATE_LIMIT: &[Field] = &[
     MAX_WAIT,
     CHARGE,
     field("tier", Shape::Map(Level::TierSource), "The limits are those of the caller's tier.").not_null(),
-    field("use", Shape::Text, "Which set of the tier's limits.").or("default"),
+    field("use", Shape::Text, "Which set of the tier's limits; a tier without it has its default one, or its list.").or("default"),
     field("name", Shape::Text, "What headers, metrics and `replaces` call the rule; else the descriptor's name."),
     field(
         "replaces",
@@ -291,7 +291,7 @@ const TIER: &[Field] = &[
             Shape::ShortForm,
             Shape::Named(&LIMITS),
         ]),
-        "The limits; as a map, sets of them, of which a rule takes `default` or the one that it names with `use`.",
+        "The limits; as a map, sets of them, of which a rule takes the one that it names with `use`, else `default`.",
     )
     .not_null(),
     field(

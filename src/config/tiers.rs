@@ -25,24 +25,58 @@ pub(crate) struct TierDraft {
 pub(crate) struct TierUse {
     pub(crate) at: Span,
     pub(crate) source: TierSource,
-    set: Option<String>,
+    /// What `use` names, and where.
+    set: Option<(String, Span)>,
 }
 
 impl TierUse {
     pub(crate) fn set(&self) -> &str {
-        self.set.as_deref().unwrap_or(DEFAULT_SET)
+        self.set.as_ref().map_or(DEFAULT_SET, |(set, _)| set)
+    }
+
+    /// Warns of a set that no tier has: each rule gets the default one then, as it would without `use`.
+    pub(crate) fn warn_of_no_set(&self, tiers: &[TierDraft], path: &Path<'_>, report: &mut Report<'_>) {
+        let Some((set, at)) = &self.set else { return };
+        if tiers.iter().any(|tier| tier.has_set(set)) {
+            return;
+        }
+        let message = format!("no tier has limits called `{}`: every tier's default ones are taken", fields::shorten(set));
+        let problem = report.warning(*at, path.key("use"), message);
+        match keys::nearest(set, tiers.iter().flat_map(TierDraft::set_names)) {
+            Some(near) => problem.hint(format!("did you mean `{near}`?")),
+            None => {
+                problem.hint("give one of the tiers that set, as in `limits: {default: [...], write: [...]}`, or leave `use` out")
+            }
+        }
     }
 }
 
 impl TierDraft {
-    /// The limits for a rule, or a message why there are none.
+    /// The limits for a rule: those of the set that it names, else the tier's default set, or a message why there are none.
     pub(crate) fn limits_for(&self, wanted: &TierUse) -> Result<Vec<Draft>, String> {
-        let set = self.sets.iter().find(|(name, _)| name == wanted.set());
-        match set {
-            Some((_, limits)) => Ok(limits.iter().chain(&self.quota).cloned().collect()),
+        match self.set(wanted.set()).or_else(|| self.set(DEFAULT_SET)) {
+            Some(limits) => Ok(limits.iter().chain(&self.quota).cloned().collect()),
             None if self.is_rate_unlimited => Ok(self.quota.clone()),
-            None => Err(format!("tier `{}` has no limits called `{}`", self.name, wanted.set())),
+            None if wanted.set() == DEFAULT_SET => Err(format!("tier `{}` has no limits called `{DEFAULT_SET}`", self.name)),
+            None => {
+                let (tier, set) = (&self.name, fields::shorten(wanted.set()));
+                Err(format!("tier `{tier}` has no limits called `{set}`, and none called `{DEFAULT_SET}` to take instead"))
+            }
         }
+    }
+
+    /// Whether it has limits of this name. Those of an unlimited tier have every name.
+    pub(crate) fn has_set(&self, name: &str) -> bool {
+        self.is_rate_unlimited || self.set(name).is_some()
+    }
+
+    /// The names of its sets.
+    pub(crate) fn set_names(&self) -> impl Iterator<Item = &str> {
+        self.sets.iter().map(|(name, _)| &**name)
+    }
+
+    fn set(&self, name: &str) -> Option<&[Draft]> {
+        self.sets.iter().find(|(set, _)| set == name).map(|(_, limits)| &**limits)
     }
 }
 
@@ -151,7 +185,14 @@ fn with_burst(draft: &Draft, burst: Burst, default: Option<Algorithm>) -> Result
 /// Reads `tier` and `use` of a `rate_limit`.
 pub(crate) fn tier_use(fields: &Fields<'_, '_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<TierUse> {
     let node = fields.get("tier")?;
-    let set = fields.given("use").and_then(|node| fields::text(node, &path.key("use"), report)).map(str::to_owned);
+    let set = fields.given("use").and_then(|node| {
+        let set = fields::text(node, &path.key("use"), report)?;
+        if set.is_empty() {
+            report.error(node.at, path.key("use"), "the name of a set of limits is empty").hint("leave `use` out for `default`");
+            return None;
+        }
+        Some((set.to_owned(), node.at))
+    });
     let path = path.key("tier");
     let source = Fields::read(node, Level::TierSource, &path, report)?;
     let key = |name: &str, report: &mut Report<'_>| {
