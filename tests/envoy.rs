@@ -154,6 +154,25 @@ descriptors:
 }
 
 #[tokio::test]
+async fn masked_addresses_are_matched_and_counted_by_network() {
+    let rules = "
+domain: envoy
+addresses: {masked_remote_address: {ipv4: 16, ipv6: 48}}
+descriptors:
+  - {key: masked_remote_address, value: {cidr: 10.0.0.0/8}, name: ours, rate_limit: {unit: day, requests_per_unit: 2}}
+  - {key: masked_remote_address, value: {cidr: '2001:db8::/32'}, name: v6, rate_limit: {unit: day, requests_per_unit: 1}}
+";
+    let weir = Settings::with_rules(rules).start().await;
+    let mask = json!({"v4_prefix_mask_len": 24, "v6_prefix_mask_len": 64});
+    let envoy = Front::asking(weir.grpc).rate_limits(json!([{"actions": [{"masked_remote_address": mask}]}])).start().await;
+    let from = async |address: &str| envoy.get(&[("x-forwarded-for", address.as_bytes())]).await.status;
+    assert_eq!([from("10.1.2.3").await, from("10.1.9.4").await, from("10.1.7.7").await], [200, 200, 429]);
+    assert_eq!([from("10.2.2.3").await, from("192.0.2.1").await, from("192.0.2.1").await, from("192.0.2.1").await], [200; 4]);
+    assert_eq!([from("2001:db8:0:1::1").await, from("2001:db8:0:2::1").await, from("2001:db8:1::1").await], [200, 429, 200]);
+    assert_eq!(remaining(&weir, ("masked_remote_address", "10.2.2.0/24")).await, 1);
+}
+
+#[tokio::test]
 async fn envoys_own_headers_come_from_the_statuses() {
     let weir = Settings::with_rules(RULES).start().await;
     let envoy = Front::asking(weir.grpc)

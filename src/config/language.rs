@@ -133,7 +133,7 @@ const DOCUMENT: &[Field] = &[
     field(
         "addresses",
         Shape::Either(&[Shape::AnyList(&Shape::Text), Shape::Text, Shape::Named(&Shape::MapOrNull(Level::Address))]),
-        "Keys of entries that hold addresses, which are counted by network; as a map, with the lengths of their prefixes.",
+        "Keys of entries that hold addresses or networks, which are counted by network; as a map, with the lengths of their prefixes.",
     ),
     field("defaults", Shape::Map(Level::Defaults), "What holds for rules that do not say otherwise."),
     field("response", Shape::Map(Level::Response), "What an answer carries beside its verdict."),
@@ -274,7 +274,7 @@ const REPLACES: &[Field] = &[field("name", Shape::Text, "The name of another rul
 
 const VALUE: &[Field] = &[
     field("one_of", Shape::List(&Shape::Scalar), "One of these values.").not_null(),
-    field("cidr", Shape::Network, "An IPv4 or IPv6 address in this network: 10.0.0.0/8, 2001:db8::/32.").not_null(),
+    field("cidr", Shape::Network, "An IPv4 or IPv6 address, or a network, in this network: 10.0.0.0/8, 2001:db8::/32.").not_null(),
     field("regex", Shape::Text, "Found anywhere in the value: write ^ and $ to match all of it.").not_null(),
 ];
 

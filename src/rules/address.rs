@@ -1,8 +1,8 @@
-//! Entries that hold addresses: matched as they are, counted by network. Whoever has an IPv6 address has a whole /64 of them, so
-//! all of a /64 are one subject, with one counter. What is no address is counted as it is.
+//! Entries that hold addresses, or networks as `masked_remote_address` sends them: matched as they are, counted by network.
+//! Whoever has an IPv6 address has a whole /64 of them, so all of a /64 are one subject, with one counter. Anything else is
+//! counted as it is.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 use smallvec::SmallVec;
@@ -26,12 +26,17 @@ impl Default for Prefix {
 }
 
 impl Prefix {
-    /// The network of an address, as it stands in keys: `192.0.2.1`, `2001:db8::/64`. `None`: no address.
+    /// The network of an address, or of a network, as it stands in keys: `192.0.2.1`, `2001:db8::/64`. A network that is wider than
+    /// this prefix is counted by itself. `None`: neither an address nor a network.
     fn network(self, value: &[u8]) -> Option<String> {
-        let address = tree::address(value)?;
-        let bits = if address.is_ipv4() { self.ipv4 } else { self.ipv6 };
-        let network = IpNet::new(address, bits).ok()?.trunc();
+        let masked = tree::masked(value)?;
+        let bits = self.bits(&masked).min(masked.prefix_len());
+        let network = IpNet::new(masked.addr(), bits).ok()?.trunc();
         Some(if bits == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() })
+    }
+
+    fn bits(self, network: &IpNet) -> u8 {
+        if network.addr().is_ipv4() { self.ipv4 } else { self.ipv6 }
     }
 }
 
@@ -50,10 +55,13 @@ impl Addresses {
         self.0.is_empty()
     }
 
-    /// `None`: no address, or none that is counted by network.
+    fn prefix(&self, key: &[u8]) -> Option<Prefix> {
+        self.0.iter().find(|(known, _)| **known == *key).map(|(_, prefix)| *prefix)
+    }
+
+    /// `None`: neither an address nor a network, or none that is counted by network.
     fn network(&self, key: &[u8], value: &[u8]) -> Option<String> {
-        let (_, prefix) = self.0.iter().find(|(known, _)| **known == *key)?;
-        prefix.network(value)
+        self.prefix(key)?.network(value)
     }
 
     /// What the value of an entry is counted by.
@@ -61,27 +69,20 @@ impl Addresses {
         self.network(key, value).map_or(Cow::Borrowed(value), |network| Cow::Owned(network.into_bytes()))
     }
 
-    /// A network that is written out, as it stands in keys. `None`: no network, or none that is counted by.
-    fn named(&self, key: &[u8], value: &[u8]) -> Option<String> {
-        let network = tree::network(std::str::from_utf8(value).ok()?.parse().ok()?).ok()?;
-        let name = self.network(key, network.addr().to_string().as_bytes())?;
-        let counted = name.parse::<IpNet>().or_else(|_| name.parse::<IpAddr>().map(IpNet::from)).ok()?;
-        (network.trunc() == counted && name.as_bytes() != value).then_some(name)
-    }
-
-    /// A subject as it stands in counter keys, for one that names an address, or a network in whatever way: by its network.
+    /// A subject as it stands in counter keys, for one that names an address or a network in another way.
     pub fn subject(&self, subject: &[u8]) -> Option<EntriesText> {
         let split = subject.iter().position(|byte| matches!(byte, b'=' | b'~')).filter(|&split| subject[split] == b'=')?;
         let (key, value) = (key::unescape(&subject[..split]), key::unescape(&subject[split + 1..]));
-        let network = self.network(&key, &value).or_else(|| self.named(&key, &value))?;
+        let network = self.network(&key, &value).filter(|network| network.as_bytes() != &*value)?;
         Some(key::subject(Part { key: &key, value: network.as_bytes(), shared: false }))
     }
 
-    /// An address of the network that an entry was counted by: what rules match.
+    /// What rules match of an entry that was counted by network: an address of it, or the network itself where it is wider than
+    /// those of addresses are.
     pub fn matched<'v>(&self, key: &[u8], counted: &'v [u8]) -> &'v [u8] {
-        let is_network = self.0.iter().any(|(known, _)| **known == *key)
-            && std::str::from_utf8(counted).is_ok_and(|text| text.parse::<IpNet>().is_ok());
-        let end = counted.iter().position(|&byte| byte == b'/').filter(|_| is_network);
+        let of_address =
+            |prefix: &Prefix| tree::masked(counted).is_some_and(|network| network.prefix_len() >= prefix.bits(&network));
+        let end = counted.iter().position(|&byte| byte == b'/').filter(|_| self.prefix(key).as_ref().is_some_and(of_address));
         &counted[..end.unwrap_or(counted.len())]
     }
 
@@ -104,7 +105,7 @@ type OfEntries = SmallVec<[Option<Box<str>>; 4]>;
 pub(super) type Found<'a> = SmallVec<[Option<Match<'a>>; 2]>;
 
 impl Networks {
-    /// The request with networks in place of addresses.
+    /// The request with the networks that its entries are counted by.
     pub(super) fn request<'n, 'r: 'n>(&'n self, request: &Request<'r>) -> Request<'n> {
         let descriptors = request.descriptors.iter().zip(&self.0).map(|(descriptor, networks)| Descriptor {
             entries: descriptor.entries.iter().zip(networks).map(|(entry, network)| counted(*entry, network.as_deref())).collect(),
@@ -153,10 +154,31 @@ mod tests {
         let coarse = Prefix { ipv4: 24, ipv6: 128 };
         assert_eq!(coarse.network(b"192.0.2.77").as_deref(), Some("192.0.2.0/24"));
         assert_eq!(coarse.network(b"2001:db8::1").as_deref(), Some("2001:db8::1"));
-        for other in ["", "unknown", "192.0.2.1:80", "2001:db8::/64", "fe80::1%eth0", "\u{e9}"] {
+        for other in ["", "unknown", "192.0.2.1:80", "[2001:db8::1]", "192.0.2.0/33", "fe80::1%eth0", "fe80::%eth0/64", "\u{e9}"] {
             assert_eq!(network(other), None, "{other}");
         }
         assert_eq!(Prefix::default().network(b"\xff"), None);
+    }
+
+    #[test]
+    fn masked_networks_are_widened_to_the_prefix() {
+        let prefix = Prefix { ipv4: 24, ipv6: 48 };
+        let cases = [
+            ("192.0.2.128/25", "192.0.2.0/24"),
+            ("192.0.2.7/32", "192.0.2.0/24"),
+            ("192.0.2.7/24", "192.0.2.0/24"),
+            ("192.0.2.0/16", "192.0.0.0/16"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("::ffff:192.0.2.128/121", "192.0.2.0/24"),
+            ("::ffff:192.0.2.0/112", "192.0.0.0/16"),
+            ("::ffff:0:0/90", "::/48"),
+            ("2001:DB8:1:2::/64", "2001:db8:1::/48"),
+            ("2001:db8::/32", "2001:db8::/32"),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(prefix.network(value.as_bytes()).as_deref(), Some(expected), "{value}");
+        }
+        assert_eq!(["192.0.2.1/32", "192.0.2.0/24"].map(|value| network(value).unwrap()), ["192.0.2.1", "192.0.2.0/24"]);
     }
 
     #[test]
@@ -164,15 +186,19 @@ mod tests {
         let addresses: Addresses = [(b"ip"[..].into(), Prefix::default())].into_iter().collect();
         let subject = |written: &str| addresses.subject(&key::subject_named(written).unwrap()).map(|text| key::shown(&text));
         assert_eq!(subject("ip=2001:db8::7").as_deref(), Some("ip=2001:db8::/64"));
-        assert_eq!(subject("ip=192.0.2.1").as_deref(), Some("ip=192.0.2.1"));
         assert_eq!(subject("ip=2001:0DB8::/64").as_deref(), Some("ip=2001:db8::/64"));
         assert_eq!(subject("ip=::ffff:192.0.2.1/128").as_deref(), Some("ip=192.0.2.1"));
-        assert_eq!(["ip=2001:db8::/64", "ip=2001:db8::/48", "ip=::ffff:0:0/90"].map(subject), [const { None }; 3]);
+        assert_eq!(subject("ip=2001:db8::1:0/112").as_deref(), Some("ip=2001:db8::/64"));
+        assert_eq!(subject("ip=10.1.2.3/24").as_deref(), Some("ip=10.1.2.0/24"));
+        assert_eq!(["ip=192.0.2.1", "ip=2001:db8::/64", "ip=2001:db8::/48", "ip=10.1.2.0/24"].map(subject), [const { None }; 4]);
         assert_eq!(["user=2001:db8::7", "ip~2001:db8::7", "ip="].map(subject), [const { None }; 3]);
         let coarse: Addresses = [(b"ip"[..].into(), Prefix { ipv4: 24, ipv6: 48 })].into_iter().collect();
         let named = coarse.subject(&key::subject_named("ip=::ffff:192.0.2.0/120").unwrap()).map(|text| key::shown(&text));
         assert_eq!(named.as_deref(), Some("ip=192.0.2.0/24"));
         assert_eq!(addresses.matched(b"ip", b"2001:db8::/64"), b"2001:db8::");
+        assert_eq!(addresses.matched(b"ip", b"2001:db8::/48"), b"2001:db8::/48", "no address was counted by it");
+        assert_eq!(addresses.matched(b"ip", b"10.1.2.0/24"), b"10.1.2.0/24");
+        assert_eq!(coarse.matched(b"ip", b"10.1.2.0/24"), b"10.1.2.0");
         assert_eq!(addresses.matched(b"ip", b"a/b"), b"a/b");
         assert_eq!(addresses.matched(b"path", b"10.0.0.0/8"), b"10.0.0.0/8");
     }

@@ -26,7 +26,7 @@ pub enum Pattern {
     /// Literal pieces with anything in between.
     Wildcard(Vec<Box<[u8]>>),
     OneOf(Vec<Box<[u8]>>),
-    /// The value is an address in this network, which is one of those that [`network`] gives.
+    /// The value is an address or a network in this network, which is one of those that [`network`] gives.
     Cidr(IpNet),
     /// Found anywhere in the value, unless anchored.
     Regex(Regex),
@@ -42,7 +42,7 @@ impl Pattern {
         match self {
             Pattern::Wildcard(pieces) => wildcard_matches(pieces, value),
             Pattern::OneOf(values) => values.iter().any(|one| **one == *value),
-            Pattern::Cidr(network) => address(value).is_some_and(|address| network.contains(&address)),
+            Pattern::Cidr(network) => masked(value).is_some_and(|masked| network.contains(&masked)),
             Pattern::Regex(regex) => regex.is_match(value),
         }
     }
@@ -90,6 +90,18 @@ fn wildcard_matches(pieces: &[Box<[u8]>], value: &[u8]) -> bool {
 /// The address that a value is matched and counted as: `::ffff:192.0.2.1` is the IPv4 address that it contains.
 pub(super) fn address(value: &[u8]) -> Option<IpAddr> {
     std::str::from_utf8(value).ok()?.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+/// The network that a value is matched and counted as: an address alone, or a network such as `10.1.2.0/24`, which Envoy's
+/// `masked_remote_address` sends. Bits beyond the prefix do not count; `::ffff:10.1.2.0/120` is the IPv4 network that it contains.
+pub(super) fn masked(value: &[u8]) -> Option<IpNet> {
+    let text = std::str::from_utf8(value).ok()?;
+    let Some((address, bits)) = text.split_once('/') else { return address(value).map(IpNet::from) };
+    let is_plain = bits.bytes().all(|byte| byte.is_ascii_digit()) && (bits == "0" || !bits.starts_with('0'));
+    let bits = bits.parse().ok().filter(|_| is_plain)?;
+    let written = IpNet::new(address.parse().ok()?, bits).ok()?;
+    // One that is wider than all IPv4-mapped addresses has IPv6 addresses besides.
+    Some(network(written).unwrap_or(written).trunc())
 }
 
 /// The network that an [`address`] can be in: `::ffff:192.0.2.0/120` is the IPv4 network that it contains.
@@ -366,6 +378,49 @@ mod tests {
         let root = tree(vec![network("10.0.0.0/8"), network("10.1.0.0/16"), network("2001:db8::/32")]);
         assert_eq!([found(&root, "10.1.2.3"), found(&root, "::ffff:10.1.2.3")], [Some(0), Some(0)]);
         assert_eq!([found(&root, "2001:db8::1"), found(&root, "11.0.0.1"), found(&root, "10.1")], [Some(2), None, None]);
+    }
+
+    #[test]
+    fn networks_match_networks_that_lie_inside_them() {
+        let networks = ["10.1.0.0/16", "10.0.0.0/8", "2001:db8::/32", "::/0"];
+        let network = |text: &&str| pattern(text, Pattern::Cidr(text.parse().expect("a network")));
+        let root = tree(networks.iter().map(network).collect());
+        let cases = [
+            ("10.1.2.0/24", Some(0)),
+            ("10.1.2.3/24", Some(0)),
+            ("10.1.0.0/16", Some(0)),
+            ("10.1.2.3/32", Some(0)),
+            ("10.0.0.0/15", Some(1)),
+            ("10.0.0.0/8", Some(1)),
+            ("10.0.0.0/7", None),
+            ("0.0.0.0/0", None),
+            ("::ffff:10.1.2.0/120", Some(0)),
+            ("::ffff:10.1.2.0/112", Some(0)),
+            ("::ffff:10.1.2.0/104", Some(1)),
+            ("::ffff:0:0/96", None),
+            ("::ffff:0:0/90", Some(3)),
+            ("2001:DB8:1::/48", Some(2)),
+            ("2001:db8::/31", Some(3)),
+            ("::/0", Some(3)),
+            // None of these is a network.
+            ("10.1.2.0/33", None),
+            ("10.1.2.0/024", None),
+            ("10.1.2.0/+24", None),
+            ("10.1.2.0/", None),
+            ("10.1.2.0/24 ", None),
+            ("10.1.2.0/24/24", None),
+            ("10.1.2.0:80/24", None),
+            ("010.1.2.0/24", None),
+            ("[2001:db8::]/48", None),
+            ("2001:db8::/129", None),
+            ("/24", None),
+            ("", None),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(found(&root, value), expected, "{value}");
+            let alone = networks.iter().position(|text| Pattern::Cidr(text.parse().expect("a network")).matches(value.as_bytes()));
+            assert_eq!(alone.map(|place| u32::try_from(place).expect("few")), expected, "{value}, one by one");
+        }
     }
 
     #[test]

@@ -51,6 +51,27 @@ async fn a_network_is_one_subject_whichever_address_is_named() {
 }
 
 #[tokio::test]
+async fn a_masked_network_is_a_subject_however_it_is_written() {
+    let weir = Settings::with_rules(RULES).env("WEIR_ADMIN_LOCAL_CHANGES", "true").start().await;
+    let ask = async |address: &str| decide(&weir, &[("remote_address", address)]).await;
+    assert_eq!(ask("10.1.2.0/24").await, (true, 8));
+    assert_eq!(ask("::ffff:10.1.2.0/120").await, (true, 7));
+    for named in ["10.1.2.0%2F24", "10.1.2.3%2F24", "::ffff:10.1.2.0%2F120"] {
+        let usage = done(&weir, "GET", &of(named, "/usage"), json!(null)).await;
+        let limit = &usage["limits"][0];
+        assert_eq!((&usage["subject"], &limit["rule"]), (&json!("remote_address=10.1.2.0/24"), &json!("anybody")), "{named}");
+        assert_eq!(limit["used"], 2, "{named}");
+    }
+    done(&weir, "PATCH", &of("10.1.2.3%2F24", ""), json!({"blocked_until": "2100-01-01T00:00:00Z"})).await;
+    assert!(!ask("10.1.2.0/24").await.0 && ask("10.1.2.3").await.0 && ask("10.1.0.0/16").await.0);
+    // Networks inside the one that addresses are counted by are that one.
+    assert_eq!(ask("2001:db8::1").await, (true, 3));
+    assert_eq!(ask("2001:db8::4:0/112").await, (true, 2));
+    done(&weir, "PATCH", &of("2001:db8::7:0%2F112", ""), json!({"multiplier": 2})).await;
+    assert_eq!(ask("2001:db8::1").await, (true, 5), "of twice as many");
+}
+
+#[tokio::test]
 async fn what_was_said_of_an_address_before_can_be_removed() {
     let redis = RedisServer::start();
     let start = |rules: &str| Settings::with_rules(rules).redis(&redis.url()).env("WEIR_ADMIN_LOCAL_CHANGES", "true").start();

@@ -9,7 +9,7 @@ use foldhash::fast::RandomState;
 use ipnet::IpNet;
 use regex::bytes::RegexSet;
 
-use super::{Pattern, PatternNode, address};
+use super::{Pattern, PatternNode, masked};
 
 /// From this many wildcards and regular expressions on one key, they are compiled into sets.
 const SET_FROM: usize = 8;
@@ -208,12 +208,12 @@ impl PatternIndex {
     }
 
     fn network(&self, value: &[u8]) -> Option<usize> {
-        let address = address(value)?;
-        let lengths = if address.is_ipv4() { &self.v4_lengths } else { &self.v6_lengths };
+        let masked = masked(value)?;
+        let lengths = if masked.addr().is_ipv4() { &self.v4_lengths } else { &self.v6_lengths };
         let of_length = |length: &u8| {
-            let network = IpNet::new(address, *length).ok()?.trunc();
+            let network = IpNet::new(masked.addr(), *length).ok()?.trunc();
             self.networks.get(&network).copied()
         };
-        lengths.iter().filter_map(of_length).min()
+        lengths.iter().filter(|&&length| length <= masked.prefix_len()).filter_map(of_length).min()
     }
 }
