@@ -4,6 +4,7 @@ pub mod admin;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod grpc_request;
 pub mod limit;
 pub mod limiter;
 pub mod reflection;

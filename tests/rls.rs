@@ -7,7 +7,7 @@ use std::fs;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use in_process::{Served, descriptor, eventually, request, settings};
+use in_process::{Served, descriptor, eventually, h2_connection, request, settings};
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -219,13 +219,6 @@ async fn messages_that_do_not_decode_are_refused() {
     served.stop().await;
 }
 
-async fn h2_connection(served: &Served) -> h2::client::SendRequest<bytes::Bytes> {
-    let stream = TcpStream::connect(served.addresses().grpc).await.expect("the server listens");
-    let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
-    tokio::spawn(connection);
-    client
-}
-
 async fn grpc_status(client: &mut h2::client::SendRequest<bytes::Bytes>, body: &'static [u8]) -> Option<String> {
     let request = http::Request::post(format!("http://localhost/{SERVICE}/ShouldRateLimit"));
     let request = request.header("content-type", "application/grpc").body(()).expect("a request");
@@ -255,6 +248,9 @@ async fn a_call_whose_deadline_has_passed_is_not_counted() {
     served.stop().await;
 }
 
+/// The reference's, those of the services, and the server's own.
+const HEALTH_NAMES: [&str; 4] = ["", "ratelimit", SERVICE, "weir.v1.ReservationService"];
+
 async fn health(served: &Served, service: &str) -> Result<ServingStatus, Code> {
     let request = HealthCheckRequest { service: service.to_owned() };
     let answer = HealthClient::new(served.channel().await).check(request).await;
@@ -264,7 +260,7 @@ async fn health(served: &Served, service: &str) -> Result<ServingStatus, Code> {
 #[tokio::test]
 async fn health_is_true_and_serving_begins_by_itself() {
     let served = Served::rules("domain: d\n").await;
-    for service in ["", SERVICE] {
+    for service in HEALTH_NAMES {
         assert_eq!(health(&served, service).await, Ok(ServingStatus::NotServing));
     }
     assert_eq!(health(&served, "made.up.Service").await, Err(Code::NotFound));
@@ -272,12 +268,12 @@ async fn health_is_true_and_serving_begins_by_itself() {
     let unavailable = Err((Code::Unavailable, "no rate limit configuration loaded".to_owned()));
     assert_eq!(outcome(&served, user("a")).await, unavailable);
 
-    let watch = HealthCheckRequest { service: SERVICE.to_owned() };
+    let watch = HealthCheckRequest { service: "ratelimit".to_owned() };
     let mut watch = HealthClient::new(served.channel().await).watch(watch).await.unwrap().into_inner();
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     fs::write(served.rules_file(), RULES).unwrap();
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
-    for service in ["", SERVICE] {
+    for service in HEALTH_NAMES {
         assert_eq!(health(&served, service).await, Ok(ServingStatus::Serving));
     }
     assert_eq!(served.get("/healthcheck").await, (200, "OK".to_owned()));

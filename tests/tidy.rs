@@ -7,18 +7,22 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// What each module may use of the others; the rest of the crate is out of its reach.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("limit", &[]),
     ("rules", &["limit"]),
     ("config", &["limit", "rules"]),
     ("store", &["limit", "rules", "telemetry"]),
     ("limiter", &["limit", "rules", "store", "telemetry"]),
     ("api", &["limit", "rules", "store", "limiter", "telemetry"]),
-    ("admin", &["limit", "rules", "config", "store", "limiter", "telemetry", "reflection"]),
+    ("admin", &["limit", "rules", "config", "store", "limiter", "telemetry", "reflection", "grpc_request"]),
     ("telemetry", &[]),
     ("reflection", &[]),
+    ("grpc_request", &[]),
     ("settings", &["limit", "rules", "config", "store", "api", "admin"]),
-    ("server", &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin", "settings", "reflection"]),
+    (
+        "server",
+        &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin", "settings", "reflection", "grpc_request"],
+    ),
     ("cli", &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin", "settings", "server"]),
 ];
 

@@ -10,7 +10,7 @@ use axum::extract::{Query, RawPathParams, Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, get, on};
-use http::header::{ACCEPT, CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
+use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use prost::Message;
 use prost_reflect::DynamicMessage;
@@ -24,6 +24,7 @@ use super::openapi;
 use super::operations::{OperatorStore, Problem};
 use super::proto::weir::admin::v1::History;
 use super::proto::weir::admin::v1::admin_service_server::AdminServiceServer;
+use crate::grpc_request::{self, NotACall};
 use crate::reflection::with_reflection;
 
 /// The longest body: a thousand large records.
@@ -63,19 +64,22 @@ async fn no_such_method(method: Method, uri: Uri) -> Response {
 }
 
 /// Callers by gRPC look for its own code; to everyone else that answer looks like success.
-async fn no_such_path(headers: HeaderMap, uri: Uri) -> Response {
-    if is_of_kind(&headers, "application/grpc") {
+async fn no_such_path(method: Method, headers: HeaderMap, uri: Uri) -> Response {
+    if grpc_request::check(&method, &headers).is_ok() {
         return tonic::Status::unimplemented("").into_http();
     }
     problem(StatusCode::NOT_FOUND, &format!("nothing is at `{}`: `GET /openapi.json` says what there is", uri.path()))
 }
 
 async fn only_grpc(request: Request, next: Next) -> Response {
-    if is_of_kind(request.headers(), "application/grpc") {
-        return next.run(request).await;
+    let Err(reason) = grpc_request::check(request.method(), request.headers()) else { return next.run(request).await };
+    let (path, hint) = (request.uri().path(), reason.hint());
+    let text = format!("`{path}` speaks gRPC: {hint}; `GET /openapi.json` says where the same calls are in JSON");
+    let mut response = problem(reason.status(), &text);
+    if reason == NotACall::Method {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
     }
-    let reason = format!("`{}` speaks gRPC: `GET /openapi.json` says where the same calls are in JSON", request.uri().path());
-    problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, &reason)
+    response
 }
 
 /// The service itself asks who calls when it has read the whole message.

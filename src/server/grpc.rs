@@ -5,7 +5,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderValue, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -18,6 +19,7 @@ use crate::api::proto::weir::v1::reservation_service_server::ReservationServiceS
 use crate::api::reservations::{self, Reservations};
 use crate::api::rls::{Rls, RlsService};
 use crate::api::{DESCRIPTOR_SET, unary};
+use crate::grpc_request::{self, NotACall};
 use crate::reflection::with_reflection;
 use crate::store::reservations::ReservationStore;
 
@@ -58,6 +60,9 @@ impl<S: ReservationStore + 'static> Service<Request<Incoming>> for GrpcService<S
     type Future = BoxFuture<Self::Response, Infallible>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        if let Err(reason) = grpc_request::check(request.method(), request.headers()) {
+            return Box::pin(std::future::ready(Ok(refusal(reason))));
+        }
         let path = request.uri().path();
         if RlsService::<S>::serves(path) {
             return self.rls.call(request);
@@ -68,6 +73,19 @@ impl<S: ReservationStore + 'static> Service<Request<Incoming>> for GrpcService<S
             _ => Box::pin(tower::Service::call(&mut Routes::clone(&self.others), request)),
         }
     }
+}
+
+/// The answer to a request that is not a gRPC call, whatever its path.
+fn refusal(reason: NotACall) -> Response<Body> {
+    let text = format!("this port speaks gRPC: {}\n", reason.hint());
+    let mut response = Response::new(Body::new(Full::new(Bytes::from(text))));
+    *response.status_mut() = reason.status();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    if reason == NotACall::Method {
+        headers.insert(ALLOW, HeaderValue::from_static("POST"));
+    }
+    response
 }
 
 /// `package.Service` of `/package.Service/Method`.

@@ -8,8 +8,10 @@ use tonic_health::server::HealthReporter;
 
 use crate::api::{reservations, rls};
 
-/// What gRPC health is asked about: the server, and the services.
-pub const HEALTH_NAMES: [&str; 3] = ["", rls::SERVICE, reservations::SERVICE];
+/// What `envoyproxy/ratelimit` calls itself in gRPC health.
+const REFERENCE: &str = "ratelimit";
+/// The names that gRPC health knows: the server's two, and those of its services.
+pub const HEALTH_NAMES: [&str; 4] = ["", REFERENCE, rls::SERVICE, reservations::SERVICE];
 
 /// What stands between a server and its calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -42,6 +42,18 @@ async fn another_method_and_another_kind_of_body_are_refused_in_words() {
         assert_eq!(answer.status, 415, "{path}: {answer:?}");
         assert!(!reason(&answer).is_empty());
     }
+    for path in [grpc, "/weir.admin.v1.AdminService/Nope", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"] {
+        let send = async |method, kind: &'static str| {
+            http::send(weir.admin, method, path, &[("content-type", kind.as_bytes())], b"").await.expect("an answer")
+        };
+        for kind in ["application/grpc-web", "application/grpcx", "application/json"] {
+            assert_eq!(send("POST", kind).await.status, 415, "{kind} to {path}");
+        }
+        let answer = send("GET", "application/grpc").await;
+        assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")), "{path}");
+        assert!(reason(&answer).contains("POST"), "{answer:?}");
+        assert_eq!(send("POST", "Application/GRPC+proto").await.status, 200, "{path}");
+    }
 }
 
 #[tokio::test]

@@ -124,3 +124,11 @@ pub(crate) fn descriptor(entries: &[(&str, &str)]) -> RateLimitDescriptor {
 pub(crate) fn request(domain: &str, descriptors: Vec<RateLimitDescriptor>) -> RateLimitRequest {
     RateLimitRequest { domain: domain.into(), descriptors, hits_addend: 0 }
 }
+
+/// A connection by HTTP/2, for what no gRPC client sends.
+pub(crate) async fn h2_connection(served: &Served) -> h2::client::SendRequest<bytes::Bytes> {
+    let stream = TcpStream::connect(served.addresses().grpc).await.expect("the server listens");
+    let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    client
+}
