@@ -286,6 +286,68 @@ async fn policies_are_those_that_the_subject_is_held_to() {
     assert_eq!(header(&blocked, "RateLimit"), Some("\"ai\";r=0;t=900"), "and shows the subject's limit");
 }
 
+/// The names of a `RateLimit-Policy`, in order.
+fn names(policies: &str) -> Vec<&str> {
+    policies.split(", ").map(|policy| policy.split(';').next().unwrap_or_default().trim_matches('"')).collect()
+}
+
+#[tokio::test]
+async fn policies_have_distinct_names_whoever_made_them() {
+    // Two windows written differently, two algorithms with one size and window, and quotas, in every place that limits come from.
+    let limits = r#"["60/minute", "60 per 61s", {window: 60s, requests: 60, algorithm: token_bucket}, {unit: minute, requests_per_unit: 60, algorithm: sliding_window}]"#;
+    let text = format!(
+        "domain: d
+response: {{headers: [ratelimit], body: problem}}
+tiers:
+  filed: {{limits: {limits}, quota: {{daily: 60, monthly: 60}}}}
+default_tier: filed
+descriptors:
+  - key: user
+    name: plan
+    limits: {limits}
+    quota: {{daily: 60, monthly: 60}}
+  - key: customer
+    name: plan
+    rate_limit: {{tier: {{entry: tier}}}}
+"
+    );
+    let named = ["plan/60-per-1m", "plan/60-per-61s", "plan/60-per-1m-token_bucket", "plan/60-per-1m-sliding_window"];
+    let all: Vec<&str> = named.into_iter().chain(["plan/daily", "plan/monthly"]).collect();
+    let asked = Asked::rules(&text);
+    let of = async |entries: &[(&str, &str)]| {
+        let response = asked.ask(&request("d", vec![descriptor(entries)])).await;
+        header(&response, "RateLimit-Policy").expect("policies").to_owned()
+    };
+    assert_eq!(names(&of(&[("user", "u1")]).await), all, "a rule");
+    assert_eq!(names(&of(&[("customer", "c1"), ("tier", "filed")]).await), all, "a tier of the files");
+
+    let rates = r#"[{"requests": 60, "window": "1m"}, {"requests": 60, "window": "61s"},
+        {"requests": 60, "window": "1m", "algorithm": "token_bucket"}, {"requests": 60, "window": "1m", "algorithm": "sliding_window"}]"#;
+    let quotas = r#""daily": 60, "monthly": 60"#;
+    let tiers = RecordName::Tier { domain: "d".into(), tier: "defined".into() };
+    let defined = format!(r#"{{"sets": {{"default": {rates}}}, {quotas}}}"#);
+    let record = Record::parse(&tiers, &defined).expect("a tier");
+    asked.rls.limiter.shared().changed(vec![(tiers, Some(record))]);
+    assert_eq!(names(&of(&[("customer", "c1"), ("tier", "defined")]).await), all, "a tier that was defined at run time");
+
+    said(&asked, &format!(r#"{{"limits": [{{"rates": {rates}, {quotas}}}]}}"#));
+    assert_eq!(names(&of(&[("user", "u1")]).await), all, "the override of a subject");
+    said(&asked, r#"{"limits": [{"daily": 9}], "multiplier": 2}"#);
+    let expected = [&named[..], &["plan/monthly", "plan/daily"]].concat();
+    assert_eq!(names(&of(&[("user", "u1")]).await), expected, "the rule's own rates beside the quota of a subject");
+
+    let mut message = user();
+    message.descriptors[0].limit = Some(RateLimitOverride { requests_per_unit: 60, unit: 2, unit_multiplier: None });
+    let response = asked.ask(&message).await;
+    assert_eq!(names(header(&response, "RateLimit-Policy").expect("policies")), ["plan"], "the limit of a request");
+
+    let mut refused =
+        request("d", vec![descriptor(&[("user", "x")]), descriptor(&[("customer", "x")]), descriptor(&[("user", "y")])]);
+    refused.hits_addend = 61;
+    let body: Value = serde_json::from_slice(&asked.ask(&refused).await.raw_body).expect("a JSON body");
+    assert_eq!(body["violated-policies"], json!(all), "each once, whichever descriptor it refused");
+}
+
 #[tokio::test]
 async fn a_part_of_a_second_is_rounded_up() {
     let rule = "rate_limit: {algorithm: token_bucket, unit: second, requests_per_unit: 3, burst: 1}";

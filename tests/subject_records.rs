@@ -207,7 +207,7 @@ fn of_a_tiers_limits_that_are_one_counter_the_smaller_one_holds() {
 
 #[test]
 fn rates_and_quotas_are_replaced_apart() {
-    let quota = RuleLimit::quota(Limit::quota(Period::Day, 100).expect("a quota"), "per-user");
+    let quota = RuleLimit::named(0, &[Limit::quota(Period::Day, 100).expect("a quota")], "per-user");
     let trial = Trial::new(&[(&[("user", "")], Rule { limits: vec![limit(Algorithm::FixedWindow, 5, MINUTE), quota], ..rule() })]);
     let limits = |trial: &Trial| {
         let checks = trial.plan(&request([user("u1")])).group.checks;

@@ -223,14 +223,14 @@ fn violated_policies(decided: &Decided) -> Vec<&str> {
     for status in decided.decision.statuses.iter().filter(|status| status.code == Code::OverLimit) {
         let refused = status.limits.iter().enumerate().filter(|(_, limit)| !limit.outcome.is_allowed());
         let of_limits = refused.filter_map(|(place, _)| status.limit_at(place, domain, &decided.overrides));
-        let before = violated.len();
-        violated.extend(of_limits.map(|limit| &*limit.policy));
-        if violated.len() == before {
-            violated.extend(status.rule.map(|rule| domain.rule(rule).label()));
+        let mut policies = of_limits.map(|limit| &*limit.policy).peekable();
+        let denied_by = status.rule.filter(|_| policies.peek().is_none()).map(|rule| domain.rule(rule).label());
+        for policy in policies.chain(denied_by) {
+            if violated.len() < MAX_POLICIES && !violated.contains(&policy) {
+                violated.push(policy);
+            }
         }
     }
-    violated.dedup();
-    violated.truncate(MAX_POLICIES);
     violated
 }
 

@@ -15,7 +15,7 @@ use super::tiers::TierUse;
 use crate::limit::{Algorithm, Limit};
 use crate::rules::tier::{RuleTiers, TierLimits};
 use crate::rules::tree::{self, Matcher};
-use crate::rules::{Block, Rule, RuleId, RuleLimit, key};
+use crate::rules::{Block, Rule, RuleId, RuleLimit};
 
 /// Builds one domain from the descriptors of its documents.
 pub(crate) struct Compiler<'c, 's> {
@@ -384,23 +384,13 @@ impl<'c, 's> Compiler<'c, 's> {
     }
 }
 
-/// Names the limits of a rule: its label, with the limit where there are several.
+/// The limits of a rule, named.
 fn rule_limits(drafts: Vec<limits::Draft>, label: &str) -> Vec<RuleLimit> {
-    let several = drafts.iter().filter(|draft| draft.limit.calendar().is_none()).count() > 1;
-    let mut policies: HashSet<String> = HashSet::new();
-    let rule_limit = |draft: limits::Draft| {
-        let limit = draft.limit;
-        let mut policy = label.to_owned();
-        if let Some(period) = limit.calendar() {
-            policy = format!("{label}/{}", period.name());
-        } else if several {
-            policy = format!("{label}/{}-per-{}", limit.requests(), key::duration(limit.window()));
-            if policies.contains(&policy) {
-                policy = format!("{policy}-{}", limit.algorithm().name());
-            }
-            policies.insert(policy.clone());
-        }
-        RuleLimit { charge: draft.charge, max_wait: draft.max_wait, ..RuleLimit::new(limit, policy) }
-    };
-    drafts.into_iter().map(rule_limit).collect()
+    let limits: Vec<Limit> = drafts.iter().map(|draft| draft.limit).collect();
+    let drafts = drafts.into_iter().enumerate();
+    let named = drafts.map(|(place, limits::Draft { charge, max_wait, .. })| {
+        let named = RuleLimit::named(place, &limits, label);
+        RuleLimit { charge, max_wait, ..named }
+    });
+    named.collect()
 }

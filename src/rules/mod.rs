@@ -137,7 +137,7 @@ pub struct RuleLimit {
     pub charge: Option<ChargeRule>,
     /// How long weir holds a leaky admission back itself, in µs.
     pub max_wait: Option<Micros>,
-    /// How response headers call it: the rule's label, with the limit where the rule has several.
+    /// How response headers call it ([`RuleLimit::named`]).
     pub policy: Box<str>,
 }
 
@@ -146,12 +146,28 @@ impl RuleLimit {
         RuleLimit { key_suffix: key::shape_suffix(limit.shape()), limit, charge: None, max_wait: None, policy: policy.into() }
     }
 
-    /// One of so many rate limits of a rule: called by the rule's label, and by what it is where it is not the only one.
-    pub fn rate(limit: Limit, label: &str, of: usize) -> RuleLimit {
-        match of {
-            1 => RuleLimit::new(limit, label),
-            _ => RuleLimit::new(limit, format!("{label}/{}-per-{}", limit.requests(), key::duration(limit.window()))),
+    /// The limit at `place` of the limits that one rule, tier or override has, with a policy name that none of the others has: the
+    /// label alone for the only rate limit, else with its size and window (and its algorithm, where an earlier one has the same
+    /// size and window); `<label>/daily` or `<label>/monthly` for a calendar quota.
+    ///
+    /// # Panics
+    /// When there is no such place.
+    pub fn named(place: usize, limits: &[Limit], label: &str) -> RuleLimit {
+        let limit = limits[place];
+        if let Some(period) = limit.calendar() {
+            return RuleLimit::new(limit, format!("{label}/{}", period.name()));
         }
+        let rates = |limits: &[Limit]| limits.iter().filter(|limit| limit.calendar().is_none()).count();
+        if rates(limits) == 1 {
+            return RuleLimit::new(limit, label);
+        }
+        let (requests, window) = (limit.requests(), limit.window());
+        let is_alike = |other: &Limit| other.calendar().is_none() && (other.requests(), other.window()) == (requests, window);
+        let size = format!("{label}/{requests}-per-{}", key::duration(window));
+        if limits[..place].iter().any(is_alike) {
+            return RuleLimit::new(limit, format!("{size}-{}", limit.algorithm().name()));
+        }
+        RuleLimit::new(limit, size)
     }
 }
 

@@ -437,7 +437,7 @@ fn override_limit(descriptor: usize, given: LimitOverride, rule: Option<&Rule>) 
     let requests = given.requests_per_unit;
     let limit = Limit::new(algorithm, u64::from(requests), window, None);
     let limit = limit.map_err(|reason| PlanError::BadOverride { descriptor, requests, reason })?;
-    let mut limit = RuleLimit::new(limit, rule.map_or("override", Rule::label));
+    let mut limit = RuleLimit::named(0, &[limit], rule.map_or("override", Rule::label));
     if let Some(first) = first {
         limit.charge = first.charge;
         limit.max_wait = first.max_wait;

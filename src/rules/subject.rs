@@ -164,13 +164,13 @@ impl SubjectLimits {
     fn instead_of(&self, own: &[RuleLimit], label: &str) -> Vec<RuleLimit> {
         let first = own.iter().find(|own| own.limit.calendar().is_none());
         let counted = SubjectRate::counted(&self.rates, first.map(|first| first.limit.algorithm()));
-        let rates = counted.iter().map(|limit| {
-            let limit = RuleLimit::rate(*limit, label, counted.len());
+        let rates = (0..counted.len()).map(|place| {
+            let limit = RuleLimit::named(place, &counted, label);
             RuleLimit { charge: first.and_then(|first| first.charge), max_wait: first.and_then(|first| first.max_wait), ..limit }
         });
         let quotas = self.quotas.iter().map(|quota| {
             let same = own.iter().find(|own| own.limit.calendar() == quota.calendar());
-            same.map_or_else(|| RuleLimit::quota(*quota, label), |same| RuleLimit { limit: *quota, ..same.clone() })
+            same.map_or_else(|| RuleLimit::named(0, &[*quota], label), |same| RuleLimit { limit: *quota, ..same.clone() })
         });
         let replaces_rates = self.unlimited || !self.rates.is_empty();
         let stays = |own: &&RuleLimit| match own.limit.calendar() {

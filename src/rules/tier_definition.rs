@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::subject::SubjectRate;
 use super::tier::{Class, DEFAULT_SET, RuleTiers, Tier, TierId, TierLimits};
 use super::{Domain, RuleLimit};
-use crate::limit::{Algorithm, Limit, Period};
+use crate::limit::{Algorithm, Limit};
 
 /// A tier by what it sells, whatever rules use it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -32,9 +32,8 @@ impl TierDefinition {
     fn limits(&self, tiers: &RuleTiers, label: &str) -> TierLimits {
         let algorithm = tiers.algorithm();
         let rates = SubjectRate::counted(self.set(&tiers.set), algorithm);
-        let rate = |limit: &Limit| RuleLimit::rate(*limit, label, rates.len());
-        let limits = rates.iter().map(rate).chain(self.quotas.iter().map(|quota| RuleLimit::quota(*quota, label)));
-        TierLimits { limits: limits.collect() }
+        let limits: Vec<Limit> = rates.into_iter().chain(self.quotas.iter().copied()).collect();
+        TierLimits { limits: (0..limits.len()).map(|place| RuleLimit::named(place, &limits, label)).collect() }
     }
 }
 
@@ -43,14 +42,6 @@ impl RuleTiers {
     pub fn algorithm(&self) -> Option<Algorithm> {
         let mut algorithms = self.limits.iter().flat_map(|tier| &tier.limits).map(|limit| limit.limit.algorithm());
         algorithms.find(|algorithm| *algorithm != Algorithm::Calendar)
-    }
-}
-
-impl RuleLimit {
-    /// A calendar quota, called `<label>/daily` or `<label>/monthly`.
-    pub fn quota(quota: Limit, label: &str) -> RuleLimit {
-        let period = quota.calendar().unwrap_or(Period::Month).name();
-        RuleLimit::new(quota, format!("{label}/{period}"))
     }
 }
 
