@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use self::prepared::{Prepared, Undecided};
 use self::reservations::Arrival;
 use crate::limit::reservation::is_refused;
-use crate::limit::{Algorithm, Mode, Operation, Outcome, RetryAfter, SECOND};
+use crate::limit::{Algorithm, Charge, Check, Micros, Mode, Operation, Outcome, RetryAfter, SECOND};
 use crate::rules::decision::{Code, Decision, Degraded};
 use crate::rules::plan::{Plan, PlanSettings, Planned};
 use crate::rules::request::Request;
@@ -355,7 +355,7 @@ impl<S: Store> Limiter<S> {
     /// What `on_store_failure` says.
     fn decide_without_store(&self, request: &Request<'_>, prepared: &Prepared, error: &StoreError) -> Result<Decision, String> {
         let (outcomes, by) = match prepared.planned() {
-            Some((domain, plan)) => self.without_store(domain, plan, error)?,
+            Some((domain, plan)) => self.without_store(domain, plan, prepared.now, error)?,
             None => (Outcomes::new(), Degraded::Allow),
         };
         Ok(Decision { degraded: Some(by), ..prepared.decision(request, &outcomes) })
@@ -364,7 +364,7 @@ impl<S: Store> Limiter<S> {
     /// What the rules say for a store that gives no answer: a `deny` refuses whatever the others say; else one `error`
     /// leaves the whole request without an answer; `allow` and `local` answer for their own limits. What a rule refuses
     /// outright stays refused, and what is given back is not.
-    fn without_store(&self, domain: &Domain, plan: &Plan, error: &StoreError) -> Result<(Outcomes, Degraded), String> {
+    fn without_store(&self, domain: &Domain, plan: &Plan, now: Micros, error: &StoreError) -> Result<(Outcomes, Degraded), String> {
         let checks = &plan.group.checks;
         let mut policies: SmallVec<[OnStoreFailure; 4]> = SmallVec::from_elem(OnStoreFailure::Allow, checks.len());
         for planned in &plan.descriptors {
@@ -385,7 +385,7 @@ impl<S: Store> Limiter<S> {
             .iter()
             .zip(&policies)
             .map(|(check, policy)| match policy {
-                OnStoreFailure::Deny => Outcome::Denied { remaining: 0, retry_after: RETRY_AFTER_DEGRADED },
+                OnStoreFailure::Deny => denied_without_store(check, now),
                 _ => Outcome::Allowed { remaining: check.limit.capacity(), reset_after: 0, delay: 0 },
             })
             .collect();
@@ -421,6 +421,18 @@ impl<S: Store> Limiter<S> {
         }
         Ok((outcomes, if denies { Degraded::Deny } else { Degraded::Local }))
     }
+}
+
+/// `on_store_failure: deny`: come back when the store may be there again, unless the cost never fits.
+fn denied_without_store(check: &Check, now: Micros) -> Outcome {
+    // What is charged although it is refused waits for a cost of 1.
+    let is_charged = check.charge == Charge::Always || check.operation == Operation::Report;
+    let cost = if is_charged { check.cost.min(1) } else { check.cost };
+    let retry_after = match check.limit.step(None, now, cost, None).outcome {
+        Outcome::Denied { retry_after, .. } => retry_after,
+        Outcome::Allowed { .. } => RETRY_AFTER_DEGRADED,
+    };
+    Outcome::Denied { remaining: 0, retry_after }
 }
 
 fn on_store_failure(domain: &Domain, planned: &Planned) -> OnStoreFailure {

@@ -168,14 +168,19 @@ async fn numbers_saturate() {
 }
 
 #[tokio::test]
-async fn what_can_never_fit_has_no_time_of_reset() {
-    let asked =
-        Asked::rules(&rules("response: {headers: [retry_after, ratelimit]}", "rate_limit: {unit: minute, requests_per_unit: 2}"));
+async fn a_cost_that_never_fits_tells_the_windows_end_and_no_retry_time() {
+    let options = "response: {headers: [retry_after, ratelimit, legacy, x_ratelimit], body: problem}";
+    let asked = Asked::rules(&rules(options, "rate_limit: {unit: minute, requests_per_unit: 2}"));
     let mut message = user();
     message.hits_addend = 3;
     let response = asked.ask(&message).await;
-    assert_eq!((response.overall_code, response.statuses[0].duration_until_reset), (OVER_LIMIT, None));
-    assert_eq!(headers(&response), [("RateLimit-Policy", "\"user\";q=2;w=60"), ("RateLimit", "\"user\";r=2")]);
+    assert_eq!((response.overall_code, response.statuses[0].duration_until_reset), (OVER_LIMIT, seconds(40)));
+    assert_eq!(header(&response, "RateLimit"), Some("\"user\";r=2;t=40"));
+    assert_eq!(header(&response, "RateLimit-Reset"), Some("40"));
+    assert_eq!(header(&response, "X-RateLimit-Reset"), Some("40"));
+    assert_eq!(header(&response, "Retry-After"), None);
+    let body: Value = serde_json::from_slice(&response.raw_body).expect("a JSON body");
+    assert_eq!(body.get("retry-after"), None);
 }
 
 #[tokio::test]
@@ -354,7 +359,7 @@ async fn a_part_of_a_second_is_rounded_up() {
     let asked = Asked::rules(&rules("response: {headers: [ratelimit, retry_after]}", rule));
     let refused = asked.nth(2, &user()).await;
     let reset = refused.statuses[0].duration_until_reset.expect("a time");
-    assert_eq!((reset.seconds, reset.nanos), (0, 333_334_000));
+    assert_eq!((reset.seconds, reset.nanos), (1, 0), "333,334 µs");
     assert_eq!((header(&refused, "RateLimit"), header(&refused, "Retry-After")), (Some("\"user\";r=0;t=1"), Some("1")));
 }
 

@@ -248,8 +248,8 @@ fn status_differences(status: &DescriptorStatus, expected: &StatusExpected, has_
     });
     let name = status.current_limit.as_ref().map(|limit| limit.name.as_str()).unwrap_or_default();
     let reset = status.duration_until_reset.as_ref().map_or(Reset::Never, |reset| {
-        let part = |part: i64| Micros::try_from(part).expect("a duration is not negative");
-        Reset::In(part(reset.seconds) * SECOND + part(reset.nanos.into()) / 1_000)
+        assert_eq!(reset.nanos, 0, "whole seconds");
+        Reset::In(Micros::try_from(reset.seconds).expect("a duration is not negative") * SECOND)
     });
     let differs = |what: &str, is: &str, expected: &str| (is != expected).then(|| format!("{what} is {is}, expected {expected}"));
     let reset_expected = expected.reset.filter(|expected| has_clock || (*expected == Reset::Never) != (reset == Reset::Never));

@@ -61,8 +61,7 @@ fn numbers_of(state: &State) -> Vec<u64> {
 fn times_of(outcome: Outcome) -> Vec<Micros> {
     match outcome {
         Outcome::Allowed { reset_after, delay, .. } => vec![reset_after, delay],
-        Outcome::Denied { retry_after: RetryAfter::In(retry), .. } => vec![retry],
-        Outcome::Denied { retry_after: RetryAfter::Never, .. } => Vec::new(),
+        denied @ Outcome::Denied { .. } => vec![denied.reset_after()],
     }
 }
 

@@ -239,7 +239,7 @@ proptest! {
             Outcome::Denied { retry_after: RetryAfter::In(retry), .. } => {
                 prop_assert!(retry > 0 && !ask(now + retry - 1).is_allowed() && ask(now + retry).is_allowed());
             }
-            Outcome::Denied { retry_after: RetryAfter::Never, .. } => prop_assert!(cost > limit.burst()),
+            Outcome::Denied { retry_after: RetryAfter::Never { .. }, .. } => prop_assert!(cost > limit.burst()),
         }
         let charged = limit.charge(state.as_ref(), now, cost, max_delay);
         if let Some(retry) = retry_of(charged.outcome).filter(|_| !ask(now).is_allowed()) {
@@ -255,7 +255,15 @@ proptest! {
         let ask = |now| limit.step(state.as_ref(), now, cost, None).outcome;
         match ask(now) {
             Outcome::Allowed { .. } => prop_assert!(cost <= limit.capacity()),
-            Outcome::Denied { retry_after: RetryAfter::Never, .. } => prop_assert!(cost > limit.capacity()),
+            Outcome::Denied { retry_after: RetryAfter::Never { reset_after }, .. } => {
+                prop_assert!(cost.max(1) > limit.capacity());
+                match limit.algorithm() {
+                    Algorithm::FixedWindow => prop_assert_eq!(reset_after, limit.window() - now % limit.window()),
+                    // A stepped clock may have shifted its windows.
+                    Algorithm::SlidingCounter => prop_assert!((1..=limit.window()).contains(&reset_after)),
+                    _ => prop_assert_eq!(reset_after, limit.window()),
+                }
+            }
             Outcome::Denied { retry_after: RetryAfter::In(retry), .. } => {
                 prop_assert!(cost <= limit.capacity() && retry > 0);
                 prop_assert!(!ask(now + (retry - 1) * part / 1000).is_allowed(), "admitted in between");
@@ -452,13 +460,15 @@ proptest! {
     }
 
     #[test]
-    fn a_limit_of_zero_refuses_every_take_and_no_look(history in histories(any_event()), window in proptest::sample::select(&WINDOWS[..])) {
+    fn a_limit_of_zero_refuses_every_take_and_every_look(history in histories(any_event()), window in proptest::sample::select(&WINDOWS[..])) {
         for algorithm in Algorithm::OF_RATES {
             let limit = Limit::new(algorithm, 0, window, None).expect("a limit of zero");
-            let refused = Outcome::Denied { remaining: 0, retry_after: RetryAfter::Never };
+            let aligned = window - history.start % window;
+            let reset_after = if limit.has_aligned_windows() { aligned } else { window };
+            let refused = Outcome::Denied { remaining: 0, retry_after: RetryAfter::Never { reset_after } };
             prop_assert_eq!(limit.step(None, history.start, 1, None).outcome, refused);
             prop_assert_eq!(limit.charge(None, history.start, 1, None), Step { outcome: refused, next: None, ttl: 0 });
-            prop_assert!(look(&limit, None, history.start).is_allowed());
+            prop_assert_eq!(look(&limit, None, history.start), refused);
         }
     }
 }

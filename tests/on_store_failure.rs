@@ -29,7 +29,7 @@ impl Store for Away {
 fn limiter() -> Limiter<Away> {
     let limited = |on_store_failure| Rule { on_store_failure, ..fixed(1, HOUR) };
     let quota = |on_store_failure| Rule { quota: true, ..limited(on_store_failure) };
-    let rules: [(&[(&str, &str)], Rule); 13] = [
+    let rules: [(&[(&str, &str)], Rule); 15] = [
         (&[("error", "")], limited(OnStoreFailure::Error)),
         (&[("allow", "")], limited(OnStoreFailure::Allow)),
         (&[("deny", "")], limited(OnStoreFailure::Deny)),
@@ -37,6 +37,8 @@ fn limiter() -> Limiter<Away> {
         (&[("shadow", "")], Rule { shadow: true, ..limited(OnStoreFailure::Error) }),
         (&[("denied", "")], Rule { deny: true, ..rule() }),
         (&[("allowed", "")], Rule { allow: true, ..rule() }),
+        (&[("nothing", "")], Rule { on_store_failure: OnStoreFailure::Deny, ..fixed(0, HOUR) }),
+        (&[("nothing_local", "")], Rule { on_store_failure: OnStoreFailure::Local, ..fixed(0, HOUR) }),
         (&[("blocking", "")], blocking(HOUR, limited(OnStoreFailure::Local))),
         (&[("quota-error", "")], quota(OnStoreFailure::Error)),
         (&[("quota-allow", "")], quota(OnStoreFailure::Allow)),
@@ -115,6 +117,28 @@ async fn deny_says_when_to_come_back() {
     let decision = decide(&limiter(), &request([on("deny")])).await.expect("an answer");
     let expected = Outcome::Denied { remaining: 0, retry_after: RetryAfter::In(SECOND) };
     assert_eq!((decision.limited_by, decision.statuses[0].outcome()), (Some(0), Some(expected)));
+}
+
+#[tokio::test]
+async fn no_wait_for_the_store_helps_a_cost_that_never_fits() {
+    let report = |hits| Descriptor { hits: Some(hits), ..on("deny") };
+    let look = Descriptor { hits: Some(0), ..on("nothing") };
+    let local_look = Descriptor { hits: Some(0), ..on("nothing_local") };
+    for (one, hits_addend, helps) in [
+        (on("deny"), 1, true),
+        (on("deny"), 2, false),
+        (report(2), 1, true),
+        (on("nothing"), 1, false),
+        (look, 1, false),
+        (on("nothing_local"), 1, false),
+        (local_look, 1, false),
+    ] {
+        let asked = Request { hits_addend, ..request([one.clone()]) };
+        let outcome = decide(&limiter(), &asked).await.and_then(|decision| decision.statuses[0].outcome()).expect("an outcome");
+        assert!(!outcome.is_allowed() && outcome.remaining() == 0, "{one:?}: {outcome:?}");
+        assert_eq!(outcome.retry_after().is_some(), helps, "{one:?} of {hits_addend}: {outcome:?}");
+        assert!((1..=HOUR).contains(&outcome.reset_after()), "{one:?}: {outcome:?}");
+    }
 }
 
 #[tokio::test]

@@ -134,7 +134,7 @@ impl Case<'_, '_> {
         said.tier = self.tier(status.tier);
         let limit = status.limit(self.domain, &self.explained.plan.overrides);
         said.policy = limit.map(|limit| limit.policy.to_string()).unwrap_or_default();
-        if let Some(Outcome::Denied { retry_after: RetryAfter::In(after), .. }) = status.outcome() {
+        if let Some(after) = status.outcome().and_then(|outcome| outcome.retry_after()) {
             let at = self.now.saturating_add(after);
             let checks = &self.explained.plan.descriptors[place].checks;
             // A subject that is blocked is not checked.
@@ -245,7 +245,7 @@ impl Case<'_, '_> {
                 said.delay = explain::delay(check, &outcome);
             }
             Outcome::Denied { retry_after: RetryAfter::In(after), .. } => said.retry_at = at(after),
-            Outcome::Denied { retry_after: RetryAfter::Never, .. } => {}
+            Outcome::Denied { retry_after: RetryAfter::Never { .. }, .. } => {}
         }
     }
 }

@@ -11,7 +11,7 @@ use jiff::tz::TimeZone;
 use super::convert;
 use super::operations::{Operations, OperatorStore, Problem, has_tier};
 use super::proto::weir::admin::v1 as proto;
-use crate::limit::{Algorithm, DAY, Micros, Operation, Outcome, Period, RetryAfter, Shape};
+use crate::limit::{Algorithm, DAY, Micros, Operation, Outcome, Period, Shape};
 use crate::rules::Domain;
 use crate::rules::key::{self, BLOCK_SUFFIX, Key};
 use crate::rules::plan::{self, Moment, PlanSettings};
@@ -242,11 +242,7 @@ fn shown(used: &Used, group: &Group, outcome: Outcome, now: Micros) -> Option<pr
     if limit.algorithm() == Algorithm::Penalty && outcome.is_allowed() {
         return None;
     }
-    let resets_after = match outcome {
-        Outcome::Allowed { reset_after, .. } => Some(reset_after),
-        Outcome::Denied { retry_after: RetryAfter::In(after), .. } => Some(after),
-        Outcome::Denied { retry_after: RetryAfter::Never, .. } => None,
-    };
+    let resets_after = outcome.reset_after();
     let remaining = outcome.remaining().min(limit.capacity());
     let entries = key::shown(&used.entries).trim_start_matches('|').replace('|', ",").replace(['{', '}'], "");
     Some(proto::LimitUsage {
@@ -259,7 +255,7 @@ fn shown(used: &Used, group: &Group, outcome: Outcome, now: Micros) -> Option<pr
         window: convert::window(limit),
         used: limit.capacity() - remaining,
         remaining,
-        resets_at: resets_after.filter(|&after| after > 0).map(|after| convert::turn(limit, now.saturating_add(after))),
+        resets_at: (resets_after > 0).then(|| convert::turn(limit, now.saturating_add(resets_after))),
     })
 }
 

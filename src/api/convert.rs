@@ -7,7 +7,7 @@ use super::proto::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use super::proto::envoy::service::ratelimit::v3::rate_limit_response::{self, DescriptorStatus, RateLimit};
 use super::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use super::{AnswerSettings, headers, metadata};
-use crate::limit::{Limit, Micros, Outcome, RetryAfter, SECOND};
+use crate::limit::{Limit, Micros};
 use crate::limiter::Decided;
 use crate::rules::decision::{Code, Status};
 use crate::rules::plan::Source;
@@ -71,11 +71,7 @@ fn descriptor_status(status: &Status, domain: Option<&Domain>, overrides: &[Rule
     }
     let (Some(shown), Some(domain)) = (status.shown.map(|shown| status.limits[shown]), domain) else { return answer };
     answer.limit_remaining = saturating(shown.outcome.remaining());
-    answer.duration_until_reset = match shown.outcome {
-        Outcome::Allowed { reset_after, .. } => Some(duration(reset_after)),
-        Outcome::Denied { retry_after: RetryAfter::In(retry_after), .. } => Some(duration(retry_after)),
-        Outcome::Denied { retry_after: RetryAfter::Never, .. } => None,
-    };
+    answer.duration_until_reset = Some(whole_seconds(shown.outcome.reset_after()));
     // Where a subject is blocked, no limit has a part in it.
     let Some(limit) = status.limit(domain, overrides) else { return answer };
     // A limit that came with the request has no name; a quota has its own.
@@ -98,11 +94,9 @@ fn current_limit(limit: &Limit, name: &str) -> RateLimit {
     }
 }
 
-fn duration(micros: Micros) -> prost_types::Duration {
-    prost_types::Duration {
-        seconds: i64::try_from(micros / SECOND).unwrap_or(i64::MAX),
-        nanos: i32::try_from(micros % SECOND * 1_000).expect("less than a second"),
-    }
+/// Rounded up: Envoy and most clients read only the seconds, and must not come back too early.
+fn whole_seconds(micros: Micros) -> prost_types::Duration {
+    prost_types::Duration { seconds: i64::try_from(headers::seconds(micros)).unwrap_or(i64::MAX), nanos: 0 }
 }
 
 fn saturating(count: u64) -> u32 {

@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use super::proto::envoy::config::core::v3::HeaderValue;
 use super::{AnswerSettings, LegacyNames};
-use crate::limit::{Micros, Outcome, RetryAfter, SECOND};
+use crate::limit::{Micros, Outcome, SECOND};
 use crate::limiter::Decided;
-use crate::rules::decision::{Code, Status};
+use crate::rules::decision::{Code, Decision, Status};
 use crate::rules::plan::Source;
 use crate::rules::{ResetFormat, ResponseOptions, Rule, RuleLimit};
 
@@ -59,13 +59,14 @@ impl<'a> Told<'a> {
         Some(Told { status, rule: status.rule.map(|rule| domain.rule(rule)), tier: tier.map(|name| &**name), limit })
     }
 
-    /// From now; `None`: never.
+    /// When its limit changes, in µs from now; `None`: no limit had a part in it.
     fn reset(&self) -> Option<Micros> {
-        match self.status.outcome()? {
-            Outcome::Allowed { reset_after, .. } => Some(reset_after),
-            Outcome::Denied { retry_after: RetryAfter::In(retry_after), .. } => Some(retry_after),
-            Outcome::Denied { retry_after: RetryAfter::Never, .. } => None,
-        }
+        Some(self.status.outcome()?.reset_after())
+    }
+
+    /// When a refused request fits, in µs from now; `None`: never.
+    fn retry_after(&self) -> Option<Micros> {
+        self.status.outcome()?.retry_after()
     }
 
     /// All limits that the descriptor is held to: the rule's, its tier's, its subject's, or the one that came with the request.
@@ -106,7 +107,7 @@ pub(super) fn headers(decided: &Decided, settings: &AnswerSettings, arrival: Ins
         }
     }
     let is_over = decided.decision.code == Code::OverLimit;
-    if let (true, true, Some(retry_after)) = (options.retry_after_header, is_over, told.reset()) {
+    if let (true, true, Some(retry_after)) = (options.retry_after_header, is_over, told.retry_after()) {
         headers.add("Retry-After", seconds(retry_after).to_string());
     }
     if let (true, Some(rule)) = (options.rule_header, told.rule) {
@@ -209,8 +210,8 @@ pub(super) fn problem(decided: &Decided) -> Option<(HeaderValue, Vec<u8>)> {
     for (key, name) in rule.into_iter().flatten().chain(told.tier.map(|tier| ("tier", tier))) {
         body[key] = name.into();
     }
-    if let Some(reset) = told.reset() {
-        body["retry-after"] = seconds(reset).into();
+    if let Some(retry_after) = told.retry_after() {
+        body["retry-after"] = seconds(retry_after).into();
     }
     let header = HeaderValue { key: "content-type".into(), value: "application/problem+json".into(), raw_value: Vec::new() };
     Some((header, body.to_string().into_bytes()))
@@ -234,12 +235,15 @@ fn violated_policies(decided: &Decided) -> Vec<&str> {
     violated
 }
 
-/// Rounded up: whoever comes back then is not early.
-pub(super) fn whole_seconds(time: &prost_types::Duration) -> u64 {
-    u64::try_from(time.seconds).unwrap_or(0) + u64::from(time.nanos > 0)
+/// When the last of the descriptors that are over fits, in whole seconds from now; `None`: never, or none is over.
+pub(super) fn retry_after(decision: &Decision) -> Option<u64> {
+    let over = decision.statuses.iter().filter(|status| status.code == Code::OverLimit);
+    let times = over.map(|status| status.outcome().and_then(|outcome| outcome.retry_after()));
+    times.collect::<Option<Vec<Micros>>>()?.into_iter().max().map(seconds)
 }
 
-fn seconds(micros: Micros) -> u64 {
+/// Rounded up: whoever comes back then is not early.
+pub(super) fn seconds(micros: Micros) -> u64 {
     micros.div_ceil(SECOND)
 }
 

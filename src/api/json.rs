@@ -17,9 +17,10 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::body::{self, Bounds, Unread};
-use super::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse, rate_limit_response};
+use super::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use super::rls::{MAX_MESSAGE, Rls};
 use super::{DESCRIPTOR_SET, convert, headers};
+use crate::rules::decision;
 use crate::store::Store;
 
 /// What JSON says, and what it is turned into.
@@ -47,10 +48,14 @@ async fn answer<S: Store + 'static>(State(service): State<Arc<Service<S>>>, body
         service.rls.limiter.shared().metrics().errors.invalid.inc();
         Problem::new(StatusCode::BAD_REQUEST, reason)
     })?;
-    let response = service.rls.answer(&convert::request(&request), arrival, None).await?;
-    let is_over = response.overall_code == rate_limit_response::Code::OverLimit as i32;
-    let status = if is_over { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::OK };
-    Ok((status, response_headers(&response, is_over), service.messages.response(&response)).into_response())
+    let request = convert::request(&request);
+    let decided = service.rls.decide(&request, arrival, None).await?;
+    let response = convert::response(&decided, &request, &service.rls.answers, arrival);
+    let (status, retry_after) = match decided.decision.code {
+        decision::Code::Ok => (StatusCode::OK, None),
+        decision::Code::OverLimit => (StatusCode::TOO_MANY_REQUESTS, headers::retry_after(&decided.decision)),
+    };
+    Ok((status, response_headers(&response, retry_after), service.messages.response(&response)).into_response())
 }
 
 async fn read(body: Body, bounds: Bounds) -> Result<Bytes, Problem> {
@@ -110,8 +115,8 @@ impl IntoResponse for Problem {
     }
 }
 
-/// What Envoy would add to its answer, and always when to come back.
-fn response_headers(response: &RateLimitResponse, is_over: bool) -> HeaderMap {
+/// The headers that Envoy would add to its answer, and always when to come back, in seconds, if that helps.
+fn response_headers(response: &RateLimitResponse, retry_after: Option<u64>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for header in &response.response_headers_to_add {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(&header.key), HeaderValue::try_from(&header.value)) {
@@ -119,17 +124,10 @@ fn response_headers(response: &RateLimitResponse, is_over: bool) -> HeaderMap {
         }
     }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(seconds) = retry_after(response).filter(|_| is_over && !headers.contains_key(RETRY_AFTER)) {
+    if let Some(seconds) = retry_after.filter(|_| !headers.contains_key(RETRY_AFTER)) {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     headers
-}
-
-/// When the last of the descriptors that are over could be admitted, in whole seconds; `None`: never.
-fn retry_after(response: &RateLimitResponse) -> Option<u64> {
-    let over = response.statuses.iter().filter(|status| status.code == rate_limit_response::Code::OverLimit as i32);
-    let seconds = over.map(|status| status.duration_until_reset.map(|time| headers::whole_seconds(&time)));
-    seconds.collect::<Option<Vec<u64>>>()?.into_iter().max()
 }
 
 impl Messages {

@@ -13,7 +13,7 @@ use tonic::codegen::{Body as HttpBody, BoxFuture, StdError};
 
 use super::proto::envoy::service::ratelimit::v3::RateLimitResponse;
 use super::{AnswerSettings, convert, decode, unary};
-use crate::limiter::{Answer, Limiter};
+use crate::limiter::{Answer, Decided, Limiter};
 use crate::rules::request::Request;
 use crate::store::Store;
 
@@ -44,12 +44,23 @@ impl<S: Store> Rls<S> {
         arrival: Instant,
         patience: Option<Duration>,
     ) -> Result<RateLimitResponse, Status> {
+        let decided = self.decide(request, arrival, patience).await?;
+        Ok(convert::response(&decided, request, &self.answers, arrival))
+    }
+
+    /// As [`Rls::answer`], before it is put into words.
+    pub(super) async fn decide(
+        &self,
+        request: &Request<'_>,
+        arrival: Instant,
+        patience: Option<Duration>,
+    ) -> Result<Box<Decided>, Status> {
         if patience.is_some_and(|patience| arrival.elapsed() >= patience) {
             self.limiter.shared().metrics().errors.deadline_passed.inc();
             return Err(Status::deadline_exceeded("the call's deadline had passed before it was looked at"));
         }
         match self.limiter.decide(request, arrival, patience).await {
-            Answer::Decided(decided) => Ok(convert::response(&decided, request, &self.answers, arrival)),
+            Answer::Decided(decided) => Ok(decided),
             Answer::Invalid(reason) => Err(Status::invalid_argument(reason)),
             Answer::Unavailable(reason) => Err(Status::unavailable(reason)),
         }

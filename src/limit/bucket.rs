@@ -52,8 +52,8 @@ impl Meter {
 pub(super) fn step(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost, max_delay: Option<Micros>, leaky: bool) -> Step {
     let mut meter = meter(limit, state, now);
     let remaining = meter.remaining(limit);
-    if cost > limit.capacity() {
-        return denied(remaining, RetryAfter::Never);
+    if cost > limit.capacity() || limit.capacity() == 0 {
+        return denied(remaining, RetryAfter::Never { reset_after: limit.window });
     }
     // The debt at which this cost fits: the bucket holds it, and the queue ahead drains in time.
     let mut fits_at = (limit.capacity() - cost) * limit.period;

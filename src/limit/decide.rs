@@ -11,7 +11,7 @@ use super::{Algorithm, Cost, Limit, Micros, Outcome, RetryAfter, State, Step, pe
 pub enum Operation {
     /// Counted if the whole request is allowed.
     Take = 0,
-    /// Reads only: over when more than the limit is used.
+    /// Reads only: over when more than the limit is used, or the limit is 0.
     Look = 1,
     /// Gives back; always allowed, committed whatever the other checks say.
     Refund = 2,

@@ -312,6 +312,11 @@ impl Limit {
         if self.algorithm.is_bucket() { self.burst } else { self.requests }
     }
 
+    /// Whether its windows begin at fixed times, of the epoch or of a calendar, rather than with its requests.
+    pub fn has_aligned_windows(&self) -> bool {
+        matches!(self.algorithm, Algorithm::FixedWindow | Algorithm::SlidingCounter | Algorithm::Calendar)
+    }
+
     /// Of the capacity, what is kept free for others.
     pub fn held_back(&self) -> u64 {
         self.held_back
@@ -360,8 +365,8 @@ impl Limit {
         self.holding_back(u64::try_from(kept).unwrap_or(u64::MAX))
     }
 
-    /// What a take of `cost` at `now` would do to `state`. Cost 0 is a look: over only when more than the limit is
-    /// used, and nothing to store. `max_delay` bounds what a leaky bucket's admission may wait.
+    /// What a take of `cost` at `now` would do to `state`. Cost 0 is a look: over when more than the limit is used or the
+    /// limit is 0, and nothing to store. `max_delay` bounds what a leaky bucket's admission may wait.
     pub fn step(&self, state: Option<&State>, now: Micros, cost: Cost, max_delay: Option<Micros>) -> Step {
         match self.algorithm {
             Algorithm::FixedWindow | Algorithm::Calendar => window::step(self, state, now, cost),
@@ -404,7 +409,7 @@ impl Limit {
         };
         let after = refunded.as_ref().map(|(next, _)| next).or(state);
         let outcome = match self.step(after, now, 0, None).outcome {
-            Outcome::Denied { .. } => Outcome::Allowed { remaining: 0, reset_after: 0, delay: 0 },
+            denied @ Outcome::Denied { .. } => Outcome::Allowed { remaining: 0, reset_after: denied.reset_after(), delay: 0 },
             allowed => allowed,
         };
         match refunded {

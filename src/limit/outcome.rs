@@ -38,6 +38,23 @@ impl Outcome {
             Outcome::Allowed { remaining, .. } | Outcome::Denied { remaining, .. } => remaining,
         }
     }
+
+    /// When this outcome changes if nothing else comes, in µs from the decision: allowed, when the whole limit is there again;
+    /// refused, when the cost fits; of a cost that never fits, when the window ends.
+    pub fn reset_after(&self) -> Micros {
+        match *self {
+            Outcome::Allowed { reset_after, .. } => reset_after,
+            Outcome::Denied { retry_after: RetryAfter::In(after) | RetryAfter::Never { reset_after: after }, .. } => after,
+        }
+    }
+
+    /// When a refused cost fits, in µs from the decision; `None` for one that is allowed or never fits.
+    pub fn retry_after(&self) -> Option<Micros> {
+        match *self {
+            Outcome::Denied { retry_after: RetryAfter::In(after), .. } => Some(after),
+            _ => None,
+        }
+    }
 }
 
 /// When a refused cost would be admitted, if nothing else came in between.
@@ -45,15 +62,16 @@ impl Outcome {
 pub enum RetryAfter {
     /// Refused until then, admitted at it.
     In(Micros),
-    /// The cost is more than the limit can ever hold.
-    Never,
+    /// The cost is more than the limit can ever hold, or the limit is 0. `reset_after` is the time to the end of the window, in
+    /// µs: of an aligned one (fixed window, sliding window, calendar quota) what is left of it, else its whole length.
+    Never { reset_after: Micros },
 }
 
 impl fmt::Display for RetryAfter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RetryAfter::In(micros) => write!(f, "{micros} µs"),
-            RetryAfter::Never => f.write_str("never"),
+            RetryAfter::Never { .. } => f.write_str("never"),
         }
     }
 }

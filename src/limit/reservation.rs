@@ -182,7 +182,7 @@ mod tests {
     fn only_what_has_counted_in_full_is_charged() {
         let (ok, over) = (
             Outcome::Allowed { remaining: 1, reset_after: 0, delay: 0 },
-            Outcome::Denied { remaining: 0, retry_after: RetryAfter::Never },
+            Outcome::Denied { remaining: 0, retry_after: RetryAfter::Never { reset_after: 0 } },
         );
         let limit = of(Algorithm::FixedWindow);
         let shadows = [check(limit, Mode::Shadow, 1), check(limit, Mode::Shadow, 1), check(limit, Mode::Enforce, 2)];
@@ -202,7 +202,7 @@ mod tests {
     fn a_refusal_is_what_decide_says() {
         let (ok, over) = (
             Outcome::Allowed { remaining: 1, reset_after: 0, delay: 0 },
-            Outcome::Denied { remaining: 0, retry_after: RetryAfter::Never },
+            Outcome::Denied { remaining: 0, retry_after: RetryAfter::Never { reset_after: 0 } },
         );
         let limit = of(Algorithm::FixedWindow);
         let [enforce, shadow, quota, other] = [(Mode::Enforce, 0), (Mode::Shadow, 1), (Mode::Quota, 2), (Mode::Quota, 3)]

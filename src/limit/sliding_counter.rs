@@ -70,8 +70,8 @@ pub(super) fn step(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost
     let whole = limit.capacity() * limit.period;
     let used = counts.used(limit);
     let remaining = whole.saturating_sub(used) / limit.period;
-    if cost > limit.capacity() {
-        return denied(remaining, RetryAfter::Never);
+    if cost > limit.capacity() || whole == 0 {
+        return denied(remaining, RetryAfter::Never { reset_after: counts.until(limit, now, limit.period) });
     }
     if used + cost * limit.period > whole {
         return denied(remaining, RetryAfter::In(counts.until(limit, now, counts.fits_at(limit, cost))));

@@ -74,8 +74,8 @@ pub(super) fn step(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost
     let mut log = log(limit, state, now);
     let capacity = limit.capacity();
     let remaining = capacity.saturating_sub(log.total);
-    if cost > capacity {
-        return denied(remaining, RetryAfter::Never);
+    if cost > capacity || capacity == 0 {
+        return denied(remaining, RetryAfter::Never { reset_after: limit.window });
     }
     if log.total + cost > capacity {
         let excess = log.total + cost - capacity;

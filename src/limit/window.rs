@@ -42,8 +42,8 @@ pub(super) fn step(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost
     let Window { count, reset_after, .. } = window;
     let capacity = limit.capacity();
     let room = capacity.saturating_sub(count);
-    if cost > capacity {
-        return denied(room, RetryAfter::Never);
+    if cost > capacity || capacity == 0 {
+        return denied(room, RetryAfter::Never { reset_after });
     }
     if count > capacity || cost > room {
         return denied(room, RetryAfter::In(reset_after));

@@ -157,11 +157,11 @@ pub fn decide(domain: &Domain, plan: &Plan, outcomes: &[Outcome], shadow: bool) 
     decision
 }
 
-/// A rule without a retry time (`deny`, or a cost that can never fit) waits longest of all.
+/// A `deny` rule, which has no limit, waits longest of all; then a cost that never fits.
 fn retry_after(status: &Status) -> RetryAfter {
     match status.outcome() {
         Some(Outcome::Denied { retry_after, .. }) => retry_after,
-        _ => RetryAfter::Never,
+        _ => RetryAfter::Never { reset_after: Micros::MAX },
     }
 }
 

@@ -137,7 +137,7 @@ impl Question<'_> {
     fn waits_as_long_as(&self, refusal: &Refusal) -> bool {
         let limit = &self.check.limit;
         match refusal.outcomes.first() {
-            Some(Outcome::Denied { retry_after: RetryAfter::Never, .. }) => true,
+            Some(Outcome::Denied { retry_after: RetryAfter::Never { .. }, .. }) => true,
             // Until the period ends. In all others room comes back little by little.
             Some(Outcome::Denied { retry_after: RetryAfter::In(_), .. }) => {
                 matches!(limit.algorithm(), Algorithm::FixedWindow | Algorithm::Calendar) && self.check.cost <= limit.capacity()
@@ -203,15 +203,16 @@ impl Refusals {
             return None;
         }
         let passed = micros(now.saturating_duration_since(refusal.heard));
-        question.is_answered_by(refusal, now).then(|| refusal.outcomes.iter().map(|outcome| later(*outcome, passed)).collect())
+        let is_aligned = refusal.limit.has_aligned_windows();
+        let later = |outcome: &Outcome| later(*outcome, passed, is_aligned);
+        question.is_answered_by(refusal, now).then(|| refusal.outcomes.iter().map(later).collect())
     }
 
     /// `asked` is when the store was not yet asked: counted from then, a refusal is never kept for longer than it lasts.
     fn remember(&self, question: &Question<'_>, outcomes: &Outcomes, asked: Instant) {
-        let lasts = outcomes.iter().filter_map(|outcome| match outcome {
-            Outcome::Denied { retry_after: RetryAfter::In(retry), .. } => Some(*retry),
-            _ => None,
-        });
+        // One that never fits, too: its answer tells the end of this window, not of the next.
+        let refused = outcomes.iter().filter(|outcome| !outcome.is_allowed());
+        let lasts = refused.map(Outcome::reset_after);
         let lasts = lasts.min().map_or(self.longest, |lasts| lasts.min(self.longest));
         let refusal = Refusal {
             limit: question.check.limit,
@@ -240,8 +241,8 @@ fn micros(duration: Duration) -> Micros {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// An outcome as it is `passed` µs later, if nothing else came.
-fn later(outcome: Outcome, passed: Micros) -> Outcome {
+/// An outcome as it is `passed` µs later, if nothing else came. `is_aligned`: its limit's windows begin at fixed times.
+fn later(outcome: Outcome, passed: Micros, is_aligned: bool) -> Outcome {
     match outcome {
         Outcome::Denied { remaining, retry_after: RetryAfter::In(retry) } => {
             Outcome::Denied { remaining, retry_after: RetryAfter::In(retry.saturating_sub(passed).max(1)) }
@@ -249,7 +250,11 @@ fn later(outcome: Outcome, passed: Micros) -> Outcome {
         Outcome::Allowed { remaining, reset_after, delay } => {
             Outcome::Allowed { remaining, reset_after: reset_after.saturating_sub(passed), delay }
         }
-        never => never,
+        Outcome::Denied { remaining, retry_after: RetryAfter::Never { reset_after } } if is_aligned => {
+            let reset_after = reset_after.saturating_sub(passed).max(1);
+            Outcome::Denied { remaining, retry_after: RetryAfter::Never { reset_after } }
+        }
+        Outcome::Denied { .. } => outcome,
     }
 }
 
@@ -336,7 +341,7 @@ mod tests {
             group.checks[0].limit = limit;
             group
         };
-        let never = Outcome::Denied { remaining: 0, retry_after: RetryAfter::Never };
+        let never = Outcome::Denied { remaining: 0, retry_after: RetryAfter::Never { reset_after: MINUTE } };
         let limits = [
             (Limit::new(Algorithm::FixedWindow, 5, MINUTE, None), true),
             (Limit::quota(Period::Day, 5), true),
@@ -423,14 +428,19 @@ mod tests {
         let after = |outcome, later| recalled(&[outcome], &group, later, &group).is_some();
         assert!(after(denied(1_000), 999) && !after(denied(1_000), 1_000));
         assert!(after(denied(HOUR), SECOND - 1) && !after(denied(HOUR), SECOND));
-        let never = Outcome::Denied { remaining: 0, retry_after: RetryAfter::Never };
+        let never = Outcome::Denied { remaining: 0, retry_after: RetryAfter::Never { reset_after: MINUTE } };
         assert!(after(never, SECOND - 1) && !after(never, SECOND));
+        let never = Outcome::Denied { remaining: 0, retry_after: RetryAfter::Never { reset_after: 1_000 } };
+        assert!(after(never, 999) && !after(never, 1_000), "it tells the end of a window that is over then");
     }
 
     #[test]
     fn the_retry_time_counts_down() {
-        assert_eq!(later(denied(MINUTE), SECOND), denied(MINUTE - SECOND));
-        assert_eq!(later(denied(5), 10), denied(1), "not yet at once: the store has not said so");
+        assert_eq!(later(denied(MINUTE), SECOND, false), denied(MINUTE - SECOND));
+        assert_eq!(later(denied(5), 10, true), denied(1), "not yet at once: the store has not said so");
+        let never = |reset_after| Outcome::Denied { remaining: 2, retry_after: RetryAfter::Never { reset_after } };
+        assert_eq!(later(never(MINUTE), SECOND, true), never(MINUTE - SECOND));
+        assert_eq!(later(never(MINUTE), SECOND, false), never(MINUTE), "the length of the window");
         let group = take("a", 5, 1);
         let outcomes = recalled(&[denied(HOUR)], &group, SECOND / 2, &group).expect("remembered");
         let Outcome::Denied { remaining: 2, retry_after: RetryAfter::In(retry) } = outcomes[0] else { panic!("{outcomes:?}") };

@@ -40,7 +40,10 @@ impl Sentences<'_, '_, '_> {
         }
         let limit = status.limit(self.0.domain, &self.0.explained.plan.overrides)?;
         Some(match shown.outcome {
-            Outcome::Denied { retry_after: RetryAfter::Never, .. } => {
+            Outcome::Denied { retry_after: RetryAfter::Never { .. }, .. } if limit.limit.capacity() == 0 => {
+                format!("limit `{}` of rule `{rule}` is 0: it refuses every request, also a look", limit.policy)
+            }
+            Outcome::Denied { retry_after: RetryAfter::Never { .. }, .. } => {
                 format!("limit `{}` of rule `{rule}` can never hold a cost of {}", limit.policy, status.cost)
             }
             _ => format!("limit `{}` of rule `{rule}` has no room", limit.policy),

@@ -269,7 +269,9 @@ fn outcome(answer: &[u8]) -> Outcome {
     // The largest double that Lua sends, 2^64, saturates to u64::MAX: nothing limits.
     match answer[0] {
         1 => Outcome::Allowed { remaining: remaining as u64, reset_after: after as u64, delay: delay as u64 },
-        _ if after < 0.0 => Outcome::Denied { remaining: remaining as u64, retry_after: RetryAfter::Never },
+        _ if after < 0.0 => {
+            Outcome::Denied { remaining: remaining as u64, retry_after: RetryAfter::Never { reset_after: delay as u64 } }
+        }
         _ => Outcome::Denied { remaining: remaining as u64, retry_after: RetryAfter::In(after as u64) },
     }
 }

@@ -30,7 +30,7 @@ local function bucket()
     if not tick then return nil end
     local period, full = limit.period, limit.full
     local remaining = debt < full and floor((full - debt) / period) or 0
-    if cost > limit.capacity then return false, remaining, NEVER, 0 end
+    if cost > limit.capacity or full == 0 then return false, remaining, NEVER, limit.window end
     local fits_at = full - cost * period
     if max_delay and cost > 0 then
       fits_at = min(fits_at, min(floor(max_delay / limit.tick), full) * limit.requests)

@@ -18,7 +18,7 @@ local function general()
     if allowed == nil then return nil end
     local next, ttl = check.algorithm.refund(limit, state, now, check.cost)
     if next then allowed, remaining, after, delay = check.step(limit, next, now, 0) end
-    if not allowed then remaining, after, delay = 0, 0, 0 end
+    if not allowed then remaining, after, delay = 0, after == NEVER and delay or after, 0 end
     return true, remaining, after, delay, next, ttl
   end
 

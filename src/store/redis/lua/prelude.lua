@@ -17,7 +17,7 @@ local sub, format = string.sub, string.format
 
 -- Not a number that we would store, from here on.
 local EXACT = 9007199254740992
--- Retry time of a cost that can never fit.
+-- Retry time of a cost that can never fit; in place of a delay comes the time to the window's end.
 local NEVER = -1
 -- Time to live of a state that ends when the stored one does: SET with KEEPTTL costs Redis half of SET with PX.
 local KEEP = -1

@@ -49,7 +49,9 @@ local function sliding_counter()
     local whole = limit.capacity * period
     local used = used(limit, elapsed, current, previous)
     local remaining = used < whole and floor((whole - used) / period) or 0
-    if cost > limit.capacity then return false, remaining, NEVER, 0 end
+    if cost > limit.capacity or whole == 0 then
+      return false, remaining, NEVER, (start + period) * limit.tick - now
+    end
     if used + cost * period > whole then
       return false, remaining, (start + fits_at(limit, current, previous, cost)) * limit.tick - now, 0
     end

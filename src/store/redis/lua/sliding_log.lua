@@ -79,7 +79,7 @@ local function sliding_log()
     if not tick then return nil end
     local capacity = limit.capacity
     local remaining = max(capacity - total, 0)
-    if cost > capacity then return false, remaining, NEVER, 0 end
+    if cost > capacity or capacity == 0 then return false, remaining, NEVER, limit.window end
     if total + cost > capacity then
       local excess = total + cost - capacity
       return false, remaining, until_gone(limit, hits, first, now, excess), 0

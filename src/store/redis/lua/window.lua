@@ -27,7 +27,7 @@ local function window(is_calendar)
     local capacity = limit.capacity
     local room = capacity - count
     if room < 0 then room = 0 end
-    if cost > capacity then return false, room, NEVER, 0 end
+    if cost > capacity or capacity == 0 then return false, room, NEVER, reset_after end
     if count > capacity or cost > room then return false, room, reset_after, 0 end
     if cost == 0 then return true, room, reset_after, 0 end
     return true, room - cost, reset_after, 0, pack('<dd', start, count + cost), kept or reset_after
