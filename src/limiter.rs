@@ -1,11 +1,13 @@
 //! One decision from end to end: look up, plan, ask the store, decide. Total: whatever the caller sends and whatever the
 //! store does, there is an answer, by the deadline.
 
+pub mod abandoned;
 mod prepared;
 pub mod reservations;
 mod tallies;
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -94,6 +96,8 @@ pub struct Decided {
     loaded: Option<(Held, usize)>,
     /// Allowed by the switch: nobody looked at the rules.
     switched: bool,
+    /// Everything was shadowed when it was planned, whatever the switch says by now.
+    shadow: bool,
     /// The limits that came with the request.
     pub overrides: Vec<RuleLimit>,
 }
@@ -258,14 +262,17 @@ impl<S: Store> Limiter<S> {
         };
         self.count_unknown_tiers(&prepared);
         let outcomes = match &prepared.plan {
-            Some(plan) if !plan.group.checks.is_empty() => self.store.apply(&plan.group, self.wait(call, now)).await,
+            Some(plan) if !plan.group.checks.is_empty() => {
+                abandoned::asking(pin!(self.store.apply(&plan.group, self.wait(call, now)))).await
+            }
             _ => Ok(Outcomes::new()),
         };
         let answer = self.conclude(request, &mut prepared, outcomes);
+        // Before it is held back: the store has counted it, and the caller may go away meanwhile.
+        self.count(&answer);
         if let Answer::Decided(decided) = &answer {
             decided.hold().await;
         }
-        self.count(&answer);
         answer
     }
 
@@ -324,7 +331,6 @@ impl<S: Store> Limiter<S> {
             metrics.allowed_by_switch.inc();
             return;
         }
-        let shadows = self.shared.plan_settings(loaded.domain.name.as_bytes()).shadow;
         for status in &decision.statuses {
             let Some(rule) = status.rule else {
                 loaded.counters.unmatched();
@@ -333,7 +339,7 @@ impl<S: Store> Limiter<S> {
             let outcome = match status.code {
                 Code::Ok if status.shadowed => RuleOutcome::ShadowOverLimit,
                 Code::Ok => RuleOutcome::Ok,
-                Code::OverLimit if shadows => RuleOutcome::ShadowOverLimit,
+                Code::OverLimit if decided.shadow => RuleOutcome::ShadowOverLimit,
                 Code::OverLimit => RuleOutcome::OverLimit,
             };
             loaded.counters.decided(rule.0 as usize, outcome);

@@ -20,6 +20,7 @@ use super::body::{self, Bounds, Unread};
 use super::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use super::rls::{MAX_MESSAGE, Rls};
 use super::{DESCRIPTOR_SET, convert, headers};
+use crate::limiter::abandoned::Call;
 use crate::rules::decision;
 use crate::store::Store;
 
@@ -42,6 +43,10 @@ pub fn router<S: Store + 'static>(rls: Arc<Rls<S>>, body_time: Duration) -> Rout
 }
 
 async fn answer<S: Store + 'static>(State(service): State<Arc<Service<S>>>, body: Body) -> Result<Response, Problem> {
+    Call::new(decide(service, body)).await
+}
+
+async fn decide<S: Store + 'static>(service: Arc<Service<S>>, body: Body) -> Result<Response, Problem> {
     let body = read(body, service.bounds).await?;
     let arrival = Instant::now();
     let request = service.messages.request(&body).map_err(|reason| {

@@ -9,10 +9,11 @@ use http::HeaderMap;
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::codegen::{Body as HttpBody, BoxFuture, StdError};
+use tonic::codegen::{Body as HttpBody, StdError};
 
 use super::proto::envoy::service::ratelimit::v3::RateLimitResponse;
 use super::{AnswerSettings, convert, decode, unary};
+use crate::limiter::abandoned::Call;
 use crate::limiter::{Answer, Decided, Limiter};
 use crate::rules::request::Request;
 use crate::store::Store;
@@ -90,14 +91,14 @@ impl<S> Clone for RlsService<S> {
 
 impl<S: Store + 'static> RlsService<S> {
     /// Answers one call, from its HTTP/2 request on.
-    pub fn call<B>(&self, request: http::Request<B>) -> BoxFuture<http::Response<Body>, Infallible>
+    pub fn call<B>(&self, request: http::Request<B>) -> Call<Result<http::Response<Body>, Infallible>>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<StdError> + Send + 'static,
     {
         let (arrival, patience) = (Instant::now(), patience(request.headers()));
         let (rls, body) = (self.0.clone(), request.into_body());
-        Box::pin(async move { Ok(unary::respond(answer(&rls, body, arrival, patience).await)) })
+        Call::new(async move { Ok(unary::respond(answer(&rls, body, arrival, patience).await)) })
     }
 }
 

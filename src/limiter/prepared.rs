@@ -54,7 +54,7 @@ impl Prepared {
         let loaded = self.loaded.take();
         let switched = loaded.is_some() && self.plan.is_none();
         let overrides = self.plan.as_mut().map(|plan| std::mem::take(&mut plan.overrides)).unwrap_or_default();
-        Box::new(Decided { decision, loaded, switched, overrides })
+        Box::new(Decided { decision, loaded, switched, shadow: self.shadow, overrides })
     }
 }
 

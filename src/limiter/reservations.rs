@@ -1,12 +1,14 @@
 //! Reservations from end to end: an estimate is decided as any other request and kept with its name; its true number finds the
 //! counters that were charged, whatever the rules say by then.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::abandoned::asking;
 use super::prepared::{Prepared, Undecided, unlimited};
 use super::{Decided, Limiter, tallies};
 use crate::limit::reservation::{Gate, Reservation};
@@ -133,7 +135,7 @@ impl<S: ReservationStore> Limiter<S> {
         let gate = Gate::Reserve { estimate: order.estimate, ttl: order.ttl };
         let gated = Gated { key, gate, memo, group: group(&prepared) };
         for _ in 0..ATTEMPTS {
-            match self.store.pass(&gated, self.wait(arrival, Instant::now())).await {
+            match asking(pin!(self.store.pass(&gated, self.wait(arrival, Instant::now())))).await {
                 Ok(Passed::Decided { outcomes, expires }) => {
                     let id = || reservation::shown(&gated.key, key_prefix);
                     let named = expires.map(|expires| Named { id: id(), expires: Some(expires) });
@@ -268,7 +270,7 @@ impl<S: ReservationStore> Limiter<S> {
             let limits = current.as_ref().map(group).unwrap_or_default();
             let group = reservation::difference(&memo, &kept.outcomes, estimate, actual, &limits);
             let gated = Gated { key: key.clone(), gate: Gate::Commit { actual, made }, memo: Arc::default(), group };
-            match self.store.pass(&gated, self.wait(arrival, Instant::now())).await? {
+            match asking(pin!(self.store.pass(&gated, self.wait(arrival, Instant::now())))).await? {
                 Passed::Decided { .. } => {
                     self.shared.metrics.reservations.committed.inc();
                     self.record_committed(&memo.request, current.as_mut(), actual);

@@ -11,7 +11,6 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::Service;
 use tonic::body::Body;
-use tonic::codegen::BoxFuture;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
@@ -20,6 +19,7 @@ use crate::api::reservations::{self, Reservations};
 use crate::api::rls::{Rls, RlsService};
 use crate::api::{DESCRIPTOR_SET, unary};
 use crate::grpc_request::{self, NotACall};
+use crate::limiter::abandoned::Call;
 use crate::reflection::with_reflection;
 use crate::store::reservations::ReservationStore;
 
@@ -57,20 +57,20 @@ pub fn other_services(health: HealthServer<impl Health>) -> Routes {
 impl<S: ReservationStore + 'static> Service<Request<Incoming>> for GrpcService<S> {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Infallible>;
+    type Future = Call<Result<Self::Response, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         if let Err(reason) = grpc_request::check(request.method(), request.headers()) {
-            return Box::pin(std::future::ready(Ok(refusal(reason))));
+            return Call::new(std::future::ready(Ok(refusal(reason))));
         }
         let path = request.uri().path();
         if RlsService::<S>::serves(path) {
             return self.rls.call(request);
         }
         match service_of(path) {
-            reservations::SERVICE => Box::pin(once_whole(self.reservations.clone(), request, reservations::MAX_MESSAGE)),
-            HEALTH => Box::pin(once_whole(Routes::clone(&self.others), request, MAX_HEALTH)),
-            _ => Box::pin(tower::Service::call(&mut Routes::clone(&self.others), request)),
+            reservations::SERVICE => Call::new(once_whole(self.reservations.clone(), request, reservations::MAX_MESSAGE)),
+            HEALTH => Call::new(once_whole(Routes::clone(&self.others), request, MAX_HEALTH)),
+            _ => Call::new(tower::Service::call(&mut Routes::clone(&self.others), request)),
         }
     }
 }

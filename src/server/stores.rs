@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::operators::Operators;
 use super::readiness::Readiness;
-use crate::limiter::Shared;
+use crate::limiter::{Shared, abandoned};
 use crate::rules::key::Key;
 use crate::settings::{Settings, StoreSetting};
 use crate::store::deny_cache::{DenyCache, Refusals};
@@ -119,6 +119,7 @@ impl Stores {
     /// Brings the metrics that are looked at, rather than counted, up to date.
     pub fn look(&self, shared: &Shared) {
         let metrics = shared.metrics();
+        metrics.abandoned.record(abandoned::counts());
         metrics.fallback_memory.record(shared.local().len(), shared.local().evicted());
         match self {
             Stores::Memory(store) => {

@@ -30,6 +30,7 @@ pub struct Metrics {
     pub errors: Errors,
     pub degraded: Degraded,
     pub reservations: Reservations,
+    pub abandoned: Abandoned,
     pub store: Store,
     pub reloads: Reloads,
     pub records: Records,
@@ -72,6 +73,13 @@ pub struct Reservations {
     pub absent: Counter,
     /// Kept in memory.
     pub kept: Gauge,
+}
+
+/// Calls whose caller went away while the store was asked. As of the last look.
+#[derive(Debug)]
+pub struct Abandoned {
+    finished: Counter,
+    dropped: Counter,
 }
 
 /// Of the store that all replicas share.
@@ -156,6 +164,7 @@ impl Metrics {
             errors: Errors::new(&mut registry),
             degraded: Degraded::new(&mut registry),
             reservations: Reservations::new(&mut registry),
+            abandoned: Abandoned::new(&mut registry),
             store: Store::new(&mut registry),
             reloads: Reloads::new(&mut registry),
             records: Records::new(&mut registry),
@@ -220,6 +229,20 @@ impl Reservations {
         let kept = Gauge::default();
         registry.register("memory_reservations", "Reservations in memory", kept.clone());
         Reservations { made, refused, repeated, committed, absent, kept }
+    }
+}
+
+impl Abandoned {
+    fn new(registry: &mut Registry) -> Abandoned {
+        let help = "Calls whose caller went away while the store was asked: finished and counted, or dropped and not counted";
+        let [finished, dropped] = counters(registry, "abandoned_calls", help, "result", ["finished", "dropped"]);
+        Abandoned { finished, dropped }
+    }
+
+    /// How many there were of each since the process started.
+    pub fn record(&self, [finished, dropped]: [u64; 2]) {
+        self.finished.inc_by(finished.saturating_sub(self.finished.get()));
+        self.dropped.inc_by(dropped.saturating_sub(self.dropped.get()));
     }
 }
 
@@ -334,6 +357,8 @@ mod tests {
         metrics.records.record_sync(Some(UNIX_EPOCH + std::time::Duration::from_secs(78)), 4);
         metrics.history.record_full(5);
         metrics.history.record_full(5);
+        metrics.abandoned.record([2, 1]);
+        metrics.abandoned.record([3, 1]);
         metrics.store.latency.record(std::time::Duration::from_micros(300));
         let text = metrics.text();
         for line in [
@@ -349,6 +374,8 @@ mod tests {
             "weir_records{kind=\"tier\"} 2",
             "weir_records_last_sync_timestamp_seconds 78",
             "weir_records_sync_failures_total 4",
+            "weir_abandoned_calls_total{result=\"finished\"} 3",
+            "weir_abandoned_calls_total{result=\"dropped\"} 1",
             "weir_history_dropped_total{reason=\"full\"} 5",
             "weir_history_dropped_total{reason=\"store\"} 0",
             "weir_memory_evicted_counters_total 6",
