@@ -80,6 +80,20 @@ async fn in_both_stores(check: impl AsyncFn(&Weir)) {
 }
 
 #[tokio::test]
+async fn a_limit_of_nothing_is_explained_as_such() {
+    in_both_stores(async |weir| {
+        let nothing = json!({"limits": [{"limits": [{"limit": "0/year"}]}]});
+        done(weir, "PATCH", "/v1/domains/api/subjects/user_id=shut", nothing).await;
+        for asked in ["user_id=shut", "user_id=shut;hits=0"] {
+            let (code, said) = explain(weir, &[asked]).await;
+            let expected = "over_limit: limit `plan` of rule `plan` is 0: it refuses every request, also a look\nrefused by";
+            assert!(code == 1 && said.starts_with(expected) && said.contains("never fits"), "{asked}: {said}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn it_says_which_rule_why_and_what_is_left() {
     in_both_stores(async |weir| {
         let expected = "ok: every limit has room\n\n1. user_id=u1: ok\n  rule  plan (user_id), rules.yaml:10\n  found  user_id=u1 by its key alone\n  \
@@ -229,7 +243,10 @@ async fn hits_of_a_descriptors_own_look_or_report_and_are_not_weighted() {
         assert!(code == 1 && said.contains(report) && !said.contains("would block"), "{said}");
         assert!(said.contains("1. path=/ai, user_id=u1: over_limit\n"), "{said}");
         let (code, said) = explain(weir, &["path=/ai,user_id=u1;hits=0"]).await;
-        assert!(code == 0 && said.contains("why  a cost of 0 looks: over where more than the limit is used\n"), "{said}");
+        assert!(
+            code == 0 && said.contains("why  a cost of 0 looks: over where more than the limit is used, or the limit is 0\n"),
+            "{said}"
+        );
         assert!(said.contains("ai/1-per-365d  rule  fixed_window  1/365d  0  1  0  in _  room\n"), "{said}");
         let (code, said) = explain(weir, &["user_id=u1,method=POST;hits=2", "user_id=u2,method=POST"]).await;
         assert!(code == 0 && said.contains("  2/365d  2  0  2  -  room\n\n2."), "{said}");

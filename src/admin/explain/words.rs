@@ -201,7 +201,7 @@ impl Sentences<'_, '_, '_> {
     fn of_hits(&self, planned: &Planned) -> Option<&'static str> {
         let mut checks = planned.checks.iter().map(|of| &self.0.explained.plan.group.checks[of.check]);
         match checks.clone().next()?.operation {
-            Operation::Look => Some("a cost of 0 looks: over where more than the limit is used"),
+            Operation::Look => Some("a cost of 0 looks: over where more than the limit is used, or the limit is 0"),
             Operation::Report => Some("its own hits report what was used: they count also where there is no room"),
             _ if checks.any(|check| check.charge == Charge::Always) => Some("refused hits count, too (`charge: always`)"),
             _ => None,
