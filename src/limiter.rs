@@ -380,6 +380,8 @@ impl<S: Store> Limiter<S> {
                     // A quota that does not refuse, as the request has a spare one, is still charged to the local count.
                     OnStoreFailure::Local if planned.mode != Mode::Shadow => OnStoreFailure::Local,
                     _ if check.mode == Mode::Shadow => OnStoreFailure::Allow,
+                    // Memory that has no room for the counter is what `local` would ask.
+                    OnStoreFailure::Local if *error == StoreError::Full => OnStoreFailure::Error,
                     OnStoreFailure::Deny if check.operation == Operation::Refund => OnStoreFailure::Allow,
                     policy => policy,
                 };
@@ -422,7 +424,8 @@ impl<S: Store> Limiter<S> {
             local.keys.push(plan.group.keys[place].clone());
             local.checks.push(check);
         }
-        for (place, outcome) in places.iter().zip(self.shared.local.decide(&local)) {
+        let decided = self.shared.local.decide(&local).map_err(|full| full.to_string())?;
+        for (place, outcome) in places.iter().zip(decided) {
             outcomes[*place] = outcome;
         }
         Ok((outcomes, if denies { Degraded::Deny } else { Degraded::Local }))

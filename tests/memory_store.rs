@@ -13,7 +13,7 @@ use weir::rules::key::{Key, Part, domain_prefix, entries, key};
 use weir::rules::plan::{Moment, PlanSettings, plan};
 use weir::rules::{Rule, RuleLimit};
 use weir::store::memory::MemoryStore;
-use weir::store::{Clock, Group};
+use weir::store::{Clock, Group, StoreError};
 
 const THREADS: usize = 8;
 /// Enough for every shard to grow its table a dozen times over.
@@ -43,7 +43,7 @@ fn key_of(limit: &RuleLimit, name: &str) -> Key {
 }
 
 fn is_allowed(store: &MemoryStore, group: &Group) -> bool {
-    store.decide(group).iter().all(weir::limit::Outcome::is_allowed)
+    store.decide(group).is_ok_and(|outcomes| outcomes.iter().all(weir::limit::Outcome::is_allowed))
 }
 
 /// `calls` in all, from several threads at once; how many were allowed.
@@ -144,7 +144,7 @@ fn make_up(store: &MemoryStore, limit: &RuleLimit, names: std::ops::Range<usize>
                     let name = name.to_string();
                     let part = Part { key: b"k", value: name.as_bytes(), shared: false };
                     group.keys[0] = key(&prefix, &entries([part].into_iter(), 0), &limit.key_suffix);
-                    store.decide(&group);
+                    let _ = store.decide(&group);
                 }
             });
         }
@@ -187,15 +187,19 @@ fn refused_requests_leave_nothing_behind() {
 
 #[test]
 fn the_bound_is_a_maximum_however_small() {
-    let limit = limit(Algorithm::FixedWindow, 1, MINUTE);
-    for most in [1, 10, 63, 100, 1_000, 5_000] {
+    let limit = limit(Algorithm::FixedWindow, 2, MINUTE);
+    for most in [2, 10, 63, 100, 1_000, 5_000] {
         let store = MemoryStore::new(clock().0, most);
         for call in 0..10_000 {
             is_allowed(&store, &group(&limit, &[&format!("{call}"), &format!("other {call}")]));
         }
         assert!(store.len() <= most && store.len() * 10 >= most * 9, "{} of {most}", store.len());
-        assert_eq!(store.evicted() as usize, 20_000 - store.len());
+        assert_eq!((store.evicted() as usize, store.turned_away()), (20_000 - store.len(), 0));
     }
+    // Two counters never fit where there is room for one, and neither makes room for the other.
+    let store = MemoryStore::new(clock().0, 1);
+    assert_eq!(store.decide(&group(&limit, &["one", "other"])), Err(StoreError::Full));
+    assert!(is_allowed(&store, &group(&limit, &["one"])) && store.len() == 1);
 }
 
 #[test]

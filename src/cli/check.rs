@@ -86,7 +86,11 @@ fn difference(domain: &Domain, store: &MemoryStore, step: &TestStep, now: Micros
         Ok(plan) => plan,
         Err(error) => return Some(error.to_string()),
     };
-    let decision = decision::decide(domain, &plan, &store.decide(&plan.group), false);
+    let outcomes = match store.decide(&plan.group) {
+        Ok(outcomes) => outcomes,
+        Err(error) => return Some(error.to_string()),
+    };
+    let decision = decision::decide(domain, &plan, &outcomes, false);
     let rule = decision.limited_by.and_then(|place| decision.statuses[place].rule).map(|rule| domain.rule(rule).label());
     let said = match (decision.code, rule) {
         (Code::Ok, _) => "ok".to_owned(),

@@ -198,7 +198,7 @@ const DESCRIPTOR: &[Field] = &[
     field(
         "on_store_failure",
         ON_STORE_FAILURE,
-        "When Redis cannot say. error: UNAVAILABLE, so that failure_mode_deny in Envoy decides; allow: OK; deny: refused; local: the \
+        "When Redis cannot say, or memory is full. error: UNAVAILABLE, so that failure_mode_deny in Envoy decides; allow: OK; deny: refused; local: the \
          process decides by its own counters, with its share of the limit.",
     ),
     field("shadow_mode", Shape::Boolean, "The rule counts and never refuses.").or("false"),

@@ -9,6 +9,7 @@ mod bucket;
 mod decide;
 mod outcome;
 mod penalty;
+mod refusal;
 pub mod reservation;
 mod sliding_counter;
 mod sliding_log;

@@ -89,6 +89,21 @@ pub(super) fn step(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost
     allowed(remaining - cost, ttl, 0, Some(next), ttl)
 }
 
+/// When a cost of 1 fits again, of a state without expired hits; 0: it fits now.
+pub(super) fn refuses_until(limit: &Limit, state: &State) -> Micros {
+    let State::Log { total, hits } = state else { return 0 };
+    let capacity = limit.capacity();
+    if capacity == 0 || *total < capacity {
+        return 0;
+    }
+    let (mut gone, excess) = (0, total + 1 - capacity);
+    let last = hits.iter().find(|hit| {
+        gone += hit.count;
+        gone >= excess
+    });
+    last.map_or(0, |hit| (hit.at + limit.period) * limit.tick)
+}
+
 pub(super) fn charge(limit: &Limit, state: Option<&State>, now: Micros, cost: Cost) -> (State, Micros) {
     let mut log = log(limit, state, now);
     let most = (2 * limit.requests).max(log.total);

@@ -120,10 +120,11 @@ impl Stores {
     pub fn look(&self, shared: &Shared) {
         let metrics = shared.metrics();
         metrics.abandoned.record(abandoned::counts());
-        metrics.fallback_memory.record(shared.local().len(), shared.local().evicted());
+        let local = shared.local();
+        metrics.fallback_memory.record(local.len(), local.evicted(), local.turned_away());
         match self {
             Stores::Memory(store) => {
-                metrics.memory.record(store.len(), store.evicted());
+                metrics.memory.record(store.len(), store.evicted(), store.turned_away());
                 metrics.reservations.kept.set(i64::try_from(store.reservations()).unwrap_or(i64::MAX));
             }
             Stores::Redis(redis) => {
@@ -258,7 +259,7 @@ impl<S> Measured<S> {
             Err(StoreError::Unavailable(_) | StoreError::Refused(_)) => &metrics.unavailable,
             Err(StoreError::Busy) => &metrics.busy,
             Err(StoreError::Open) => &metrics.not_asked,
-            Err(StoreError::Foreign(_) | StoreError::TooLarge(_)) => &metrics.refused,
+            Err(StoreError::Foreign(_) | StoreError::TooLarge(_) | StoreError::Full) => &metrics.refused,
         };
         errors.inc();
     }

@@ -62,7 +62,7 @@ pub const NAMES: &[Name] = &[
     own("store_timeout", "TIME", "10ms", "How long the store may take, from a request's arrival"),
     own("redis_ca_file", "FILE", "", "Certificate authorities to trust for rediss://, in PEM"),
     own("replicas", "N", "", "How many replicas share a limit decided locally while Redis is away; else as many as are heard of"),
-    own("memory_max_counters", "N", "1000000", "Live counters in memory at most; the ones that expire soonest make room"),
+    own("memory_max_counters", "N", "1000000", "Live counters in memory at most; those that refuse nobody make room"),
     own("grpc_listen", "ADDRESS", "0.0.0.0:8081", "Where to answer gRPC"),
     own("http_listen", "ADDRESS", "0.0.0.0:8080", "Where to answer POST /json and GET /healthcheck"),
     own("admin_listen", "ADDRESS", "127.0.0.1:6070", "Where to show metrics and the rules in force, and to take changes"),

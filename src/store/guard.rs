@@ -104,7 +104,7 @@ impl<S> Guard<S> {
             Err(StoreError::Timeout) if wait.deadline.saturating_duration_since(wait.asked) < self.shared.patience => {}
             Err(error @ (StoreError::Timeout | StoreError::Unavailable(_))) => self.shared.failed(error),
             Err(error @ StoreError::Refused(_)) => self.shared.refused(error),
-            Err(StoreError::Busy | StoreError::Open | StoreError::TooLarge(_)) => {}
+            Err(StoreError::Busy | StoreError::Open | StoreError::TooLarge(_) | StoreError::Full) => {}
         }
     }
 }

@@ -1,22 +1,26 @@
 //! Counters in this process's memory, for one replica and as the fallback of a store that is away.
 //!
-//! Sharded by subject; a request locks its shards in ascending order, so that all its checks are decided at once. Expired
-//! counters go as others are used (a few are looked at on every call) and by [`MemoryStore::sweep`]; what a caller invents is
-//! bounded by `max_counters`: when a shard is full, the counter that expires soonest of a small sample makes room.
+//! Sharded by subject; a request locks its shards in ascending order, so that all its checks are decided at
+//! once. Expired counters go as others are used (a few are looked at on every call) and by
+//! [`MemoryStore::sweep`]. What callers invent is bounded by `max_counters`: when a shard is full, a counter
+//! that refuses nobody makes room ([`shard`]). Where every counter refuses someone, a new one gets no room,
+//! and its request no decision.
 
 mod reservations;
+mod shard;
 
-use foldhash::fast::RandomState;
-use indexmap::IndexMap;
-use parking_lot::{Mutex, MutexGuard};
-use smallvec::{SmallVec, smallvec};
-use std::borrow::Borrow;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use foldhash::fast::RandomState;
+use parking_lot::{Mutex, MutexGuard};
+use smallvec::{SmallVec, smallvec};
+
 use self::reservations::Reservations;
+use self::shard::{Counter, Shard, refusal_ends};
 use super::{Clock, Group, Outcomes, Store, StoreError, Wait};
-use crate::limit::{Check, Micros, Operation, State, decide};
+use crate::limit::reservation::is_refused;
+use crate::limit::{Algorithm, Check, MINUTE, Micros, Mode, Operation, Outcome, Resolved, State, decide};
 use crate::rules::key::{self, Key};
 
 /// Locks to share the counters among, at most; more than a machine has cores, so that they are seldom waited for. A power of two, as
@@ -24,14 +28,8 @@ use crate::rules::key::{self, Key};
 const SHARDS: usize = 64;
 /// A shard has room for so many at least: a few busy subjects in one of them are not to drive each other out.
 const MIN_PER_SHARD: usize = 64;
-/// Counters looked at for expiry on every call. Two a call outpaces the at most few that a call creates.
-const SWEPT_PER_CALL: usize = 2;
-/// Counters compared when a full shard must lose one.
-const EVICTION_SAMPLE: usize = 8;
-/// A shard with fewer slots than this is not worth shrinking.
-const MIN_CAPACITY: usize = 64;
-/// Keys up to this length, in bytes, are stored beside their counters; most are.
-const INLINE_KEY: usize = 64;
+/// Counters that get no room are in the log once, and again after this long without one, in µs.
+const QUIET: Micros = MINUTE;
 /// The bound on live counters unless a setting says otherwise: about 200 MB at 200 bytes each, which most take; sliding-window
 /// logs take 16 bytes more for each of their pairs.
 pub const DEFAULT_MAX_COUNTERS: usize = 1_000_000;
@@ -43,30 +41,10 @@ pub struct MemoryStore {
     clock: Clock,
     max_per_shard: usize,
     evicted: AtomicU64,
-    /// Locked before any shard is.
-    reservations: Mutex<Reservations>,
-}
-
-#[derive(Default)]
-struct Shard {
-    counters: IndexMap<StoredKey, Counter, RandomState>,
-    /// The next counter to look at for expiry.
-    cursor: usize,
-}
-
-/// A key beside its counter rather than behind a pointer: one reach into cold memory less.
-#[derive(PartialEq, Eq, Hash)]
-struct StoredKey(SmallVec<[u8; INLINE_KEY]>);
-
-impl Borrow<[u8]> for StoredKey {
-    fn borrow(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-struct Counter {
-    state: State,
-    expires: Micros,
+    turned_away: AtomicU64,
+    /// When the last counter was turned away; 0: none yet.
+    last_turned_away: AtomicU64,
+    reservations: Reservations,
 }
 
 impl MemoryStore {
@@ -75,8 +53,16 @@ impl MemoryStore {
         let count = 1 << (max_counters / MIN_PER_SHARD).clamp(1, SHARDS).ilog2();
         let shards = (0..count).map(|_| Mutex::default()).collect();
         let max_per_shard = (max_counters / count).max(1);
-        let (hasher, evicted, reservations) = (RandomState::default(), AtomicU64::new(0), Mutex::default());
-        MemoryStore { shards, hasher, clock, max_per_shard, evicted, reservations }
+        MemoryStore {
+            shards,
+            hasher: RandomState::default(),
+            clock,
+            max_per_shard,
+            evicted: AtomicU64::new(0),
+            turned_away: AtomicU64::new(0),
+            last_turned_away: AtomicU64::new(0),
+            reservations: Reservations::default(),
+        }
     }
 
     /// What time it decides by.
@@ -86,7 +72,7 @@ impl MemoryStore {
 
     /// Live and not yet swept counters.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().counters.len()).sum()
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -95,7 +81,7 @@ impl MemoryStore {
 
     /// Counters that there is room for without asking for more memory.
     pub fn capacity(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().counters.capacity()).sum()
+        self.shards.iter().map(|shard| shard.lock().capacity()).sum()
     }
 
     /// Live counters dropped because the store was full, since the start.
@@ -103,15 +89,19 @@ impl MemoryStore {
         self.evicted.load(Ordering::Relaxed)
     }
 
+    /// New counters that got no room, because the store was full of counters that refuse someone, since the
+    /// start.
+    pub fn turned_away(&self) -> u64 {
+        self.turned_away.load(Ordering::Relaxed)
+    }
+
     /// Drops every expired counter and gives back the room they took.
     pub fn sweep(&self) {
         let now = self.clock.now();
         for shard in &self.shards {
-            let mut shard = shard.lock();
-            shard.counters.retain(|_, counter| counter.expires > now);
-            shard.shrink();
+            shard.lock().sweep(now);
         }
-        self.reservations.lock().forget_expired(now);
+        self.reservations.sweep(now);
     }
 
     /// The live state of a counter.
@@ -127,8 +117,7 @@ impl MemoryStore {
         let (domain, tag) = ([domain_prefix, b"|"].concat(), [b"|{", subject, b"}|"].concat());
         let is_its = |key: &[u8]| key.strip_prefix(&domain[..]).is_some() && key.windows(tag.len()).any(|window| window == tag);
         let shard = self.shards[self.shard_of(&Key::from_bytes(key::of_subject(domain_prefix, subject, "")))].lock();
-        let live = shard.counters.iter().filter(|(key, counter)| counter.expires > now && is_its(&key.0));
-        live.map(|(key, _)| Key::from_bytes(key.0.to_vec())).collect()
+        shard.keys(now).filter(|key| is_its(key)).map(|key| Key::from_bytes(key.to_vec())).collect()
     }
 
     /// Forgets a counter; says whether it was there.
@@ -136,13 +125,14 @@ impl MemoryStore {
         let now = self.clock.now();
         let mut shard = self.shards[self.shard_of(key)].lock();
         let place = shard.find(key);
-        let was_there = shard.live(place, now).is_some();
-        place.and_then(|place| shard.counters.swap_remove_index(place));
-        was_there
+        place.is_some_and(|place| shard.remove(place, now))
     }
 
     /// Decides and counts at once: nothing to wait for.
-    pub fn decide(&self, group: &Group) -> Outcomes {
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] when there is no room for a counter of an allowed request; nothing was counted.
+    pub fn decide(&self, group: &Group) -> Result<Outcomes, StoreError> {
         match (&group.keys[..], &group.checks[..]) {
             ([key], [check]) if check.is_plain() && !group.refused => self.decide_alone(key, check),
             _ => self.decide_together(group),
@@ -150,23 +140,38 @@ impl MemoryStore {
     }
 
     /// What [`Self::decide_together`] does, for the most frequent of all requests.
-    fn decide_alone(&self, key: &Key, check: &Check) -> Outcomes {
+    fn decide_alone(&self, key: &Key, check: &Check) -> Result<Outcomes, StoreError> {
         let mut shard = self.shards[self.shard_of(key)].lock();
         let now = self.clock.now();
         let place = shard.find(key);
-        let resolved = check.decide_alone(shard.live(place, now), now);
-        if let Some((next, ttl)) = resolved.write {
-            shard.put(key, place, Counter { state: next, expires: now + ttl }, now, self);
+        let Resolved { outcome, write } = check.decide_alone(shard.live(place, now), now);
+        match write {
+            Some(write) => {
+                if place.is_none() && shard.len() >= self.max_per_shard {
+                    if shard.room(1, 0, self.max_per_shard, now) == 0 {
+                        drop(shard);
+                        self.turn_away(1, now);
+                        return if check.mode == Mode::Shadow { Ok(smallvec![outcome]) } else { Err(StoreError::Full) };
+                    }
+                    self.evicted.fetch_add(shard.make_room(1, self.max_per_shard, now), Ordering::Relaxed);
+                }
+                shard.put(key, place, Counter::new(check, &outcome, write, now), now);
+            }
+            None => shard.refused(key, place, refusal_ends(check, &outcome, now)),
         }
         shard.sweep_some(now);
-        smallvec![resolved.outcome]
+        Ok(smallvec![outcome])
     }
 
-    fn decide_together(&self, group: &Group) -> Outcomes {
+    fn decide_together(&self, group: &Group) -> Result<Outcomes, StoreError> {
         let mut locked = self.lock(&group.keys);
         // Read under the locks, so that time never runs backwards between two requests on one counter.
         let now = self.clock.now();
-        locked.decide(group, now)
+        let decided = locked.decide(group, now);
+        let turned_away = locked.turned_away;
+        drop(locked);
+        self.turn_away(turned_away, now);
+        decided
     }
 
     /// Locks the counters of a group.
@@ -177,7 +182,24 @@ impl MemoryStore {
         order.dedup();
         let shards = order.iter().map(|&index| self.shards[index].lock()).collect();
         let position = |shard: &usize| order.binary_search(shard).expect("every shard of the group is locked");
-        Locked { positions: shard_of.iter().map(position).collect(), shards, store: self }
+        Locked { positions: shard_of.iter().map(position).collect(), shards, store: self, turned_away: 0 }
+    }
+
+    /// Counts new counters that got no room. Not under a lock: it may write a line to the log.
+    fn turn_away(&self, counters: usize, now: Micros) {
+        if counters == 0 {
+            return;
+        }
+        self.turned_away.fetch_add(counters as u64, Ordering::Relaxed);
+        let last = self.last_turned_away.swap(now.max(1), Ordering::Relaxed);
+        if last == 0 || now.saturating_sub(last) > QUIET {
+            let max_counters = self.max_per_shard * self.shards.len();
+            tracing::warn!(
+                max_counters,
+                "memory is full of counters that refuse someone; new ones get no room, and their requests follow on_store_failure; \
+                 raise memory_max_counters if these are real callers"
+            );
+        }
     }
 
     fn shard_of(&self, key: &Key) -> usize {
@@ -191,114 +213,115 @@ struct Locked<'s> {
     shards: SmallVec<[MutexGuard<'s, Shard>; 4]>,
     positions: SmallVec<[usize; 4]>,
     store: &'s MemoryStore,
+    /// New counters that got no room.
+    turned_away: usize,
 }
 
 impl Locked<'_> {
     /// Decides and counts the group that it was locked for.
-    fn decide(&mut self, group: &Group, now: Micros) -> Outcomes {
-        let Locked { shards: locked, positions, store } = self;
+    fn decide(&mut self, group: &Group, now: Micros) -> Result<Outcomes, StoreError> {
+        let most = self.store.max_per_shard;
+        let is_tight = self.shards.iter().any(|shard| shard.len() + group.checks.len() > most);
         let refunds = group.checks.iter().take_while(|check| check.operation == Operation::Refund).count();
         let mut outcomes = Outcomes::with_capacity(group.checks.len());
+        // Counters as they were before a refund, for a request that then comes to no decision.
+        let mut before: SmallVec<[(usize, Counter); 2]> = SmallVec::new();
         for index in 0..refunds {
             let (key, check) = (&group.keys[index], &group.checks[index]);
-            let shard = &mut locked[positions[index]];
+            let shard = &mut self.shards[self.positions[index]];
             let place = shard.find(key);
             let step = check.limit.refund(shard.live(place, now), now, check.cost);
             if let Some(next) = step.next {
-                shard.put(key, place, Counter { state: next, expires: now + step.ttl }, now, store);
+                before.extend(place.filter(|_| is_tight).and_then(|place| shard.copy(place)).map(|counter| (index, counter)));
+                shard.put(key, place, Counter::new(check, &step.outcome, (next, step.ttl), now), now);
             }
             outcomes.push(step.outcome);
         }
         let rest = refunds..group.checks.len();
         let places: SmallVec<[Option<usize>; 4]> =
-            rest.clone().map(|index| locked[positions[index]].find(&group.keys[index])).collect();
+            rest.clone().map(|index| self.shards[self.positions[index]].find(&group.keys[index])).collect();
         let states: SmallVec<[Option<&State>; 4]> =
-            rest.clone().zip(&places).map(|(index, &place)| locked[positions[index]].live(place, now)).collect();
-        let resolved = decide(&group.checks[refunds..], &states, now, group.refused);
+            rest.clone().zip(&places).map(|(index, &place)| self.shards[self.positions[index]].live(place, now)).collect();
+        let mut resolved = decide(&group.checks[refunds..], &states, now, group.refused);
         drop(states);
-        for ((index, place), resolved) in rest.zip(places).zip(resolved) {
-            if let Some((next, ttl)) = resolved.write {
-                locked[positions[index]].put(&group.keys[index], place, Counter { state: next, expires: now + ttl }, now, store);
+        outcomes.extend(resolved.iter().map(|resolved| resolved.outcome));
+        if is_tight && let Err(error) = self.make_room(group, &outcomes, &places, &mut resolved, now) {
+            for (index, counter) in before.into_iter().rev() {
+                self.shards[self.positions[index]].put_back(&group.keys[index], counter);
             }
-            outcomes.push(resolved.outcome);
+            return Err(error);
         }
-        for shard in locked {
+        for ((index, place), Resolved { outcome, write }) in rest.zip(places).zip(resolved) {
+            let (shard, key, check) = (&mut self.shards[self.positions[index]], &group.keys[index], &group.checks[index]);
+            match write {
+                Some(write) => shard.put(key, place, Counter::new(check, &outcome, write, now), now),
+                None => shard.refused(key, place, refusal_ends(check, &outcome, now)),
+            }
+        }
+        for shard in &mut self.shards {
             shard.sweep_some(now);
         }
-        outcomes
+        Ok(outcomes)
+    }
+
+    /// Makes room for what `resolved` writes of new counters, never by a counter of the same group. What only
+    /// watches, and what a refused request would leave, goes without a counter where there is none.
+    fn make_room(
+        &mut self,
+        group: &Group,
+        outcomes: &[Outcome],
+        places: &[Option<usize>],
+        resolved: &mut [Resolved],
+        now: Micros,
+    ) -> Result<(), StoreError> {
+        let refunds = outcomes.len() - resolved.len();
+        let most = self.store.max_per_shard;
+        let is_needed = {
+            let is_refused = is_refused(&group.checks, outcomes, group.refused);
+            move |index: usize| !is_refused && group.checks[index].mode != Mode::Shadow
+        };
+        let is_block = |index: usize| group.checks[index].limit.algorithm() == Algorithm::Penalty;
+        for (index, place) in (refunds..).zip(places) {
+            place.iter().for_each(|&place| self.shards[self.positions[index]].hold(place));
+        }
+        let mut new_of: SmallVec<[usize; 4]> = SmallVec::from_elem(0, self.shards.len());
+        let mut is_full = false;
+        for (position, shard) in self.shards.iter_mut().enumerate() {
+            let of_shard = (refunds..).zip(places).filter(|(index, _)| self.positions[*index] == position);
+            let held = shard.idle_among(of_shard.clone().filter_map(|(_, place)| *place));
+            let is_new = |(index, place): (usize, &Option<usize>)| {
+                (place.is_none() && resolved[index - refunds].write.is_some()).then_some(index)
+            };
+            let mut new: SmallVec<[usize; 4]> = of_shard.filter_map(is_new).collect();
+            let room = shard.room(new.len(), held, most, now);
+            if room < new.len() {
+                new.sort_by_key(|&index| (!is_needed(index), !is_block(index)));
+                is_full |= is_needed(new[room]);
+                self.turned_away += new.len() - room;
+                for index in new.drain(room..) {
+                    resolved[index - refunds].write = None;
+                }
+            }
+            new_of[position] = new.len();
+        }
+        if !is_full {
+            for (shard, new) in self.shards.iter_mut().zip(new_of) {
+                self.store.evicted.fetch_add(shard.make_room(new, most, now), Ordering::Relaxed);
+            }
+        }
+        for (index, _) in (refunds..).zip(places).filter(|(_, place)| place.is_some()) {
+            self.shards[self.positions[index]].let_go(&group.keys[index]);
+        }
+        if is_full { Err(StoreError::Full) } else { Ok(()) }
     }
 }
 
 impl Store for MemoryStore {
     async fn apply(&self, group: &Group, _: Wait) -> Result<Outcomes, StoreError> {
-        Ok(self.decide(group))
+        self.decide(group)
     }
 
     fn takes_time(&self) -> bool {
         false
-    }
-}
-
-impl Shard {
-    /// Where a counter is, until another one is removed.
-    fn find(&self, key: &Key) -> Option<usize> {
-        self.counters.get_index_of(key.as_bytes())
-    }
-
-    fn live(&self, place: Option<usize>, now: Micros) -> Option<&State> {
-        let (_, counter) = self.counters.get_index(place?)?;
-        (counter.expires > now).then_some(&counter.state)
-    }
-
-    /// Stores a counter that was found at a place, or was not there.
-    fn put(&mut self, key: &Key, place: Option<usize>, counter: Counter, now: Micros, store: &MemoryStore) {
-        if let Some(place) = place {
-            let is_there = self.counters.get_index(place).is_some_and(|(stored, _)| *stored.0 == *key.as_bytes());
-            // Else making room for another counter has moved this one, or removed it.
-            let place = if is_there { Some(place) } else { self.find(key) };
-            if let Some((_, known)) = place.and_then(|place| self.counters.get_index_mut(place)) {
-                *known = counter;
-                return;
-            }
-        }
-        if self.counters.len() >= store.max_per_shard && self.evict(now) {
-            store.evicted.fetch_add(1, Ordering::Relaxed);
-        }
-        self.counters.insert(StoredKey(SmallVec::from_slice(key.as_bytes())), counter);
-    }
-
-    /// Makes room for one; says whether the one that went was still alive.
-    fn evict(&mut self, now: Micros) -> bool {
-        let size = self.counters.len();
-        let sample = (0..EVICTION_SAMPLE.min(size)).map(|offset| (self.cursor + offset) % size);
-        let soonest = sample.min_by_key(|&index| self.counters[index].expires);
-        self.cursor += EVICTION_SAMPLE;
-        match soonest.and_then(|index| self.counters.swap_remove_index(index)) {
-            Some((_, counter)) => counter.expires > now,
-            None => false,
-        }
-    }
-
-    fn sweep_some(&mut self, now: Micros) {
-        for _ in 0..SWEPT_PER_CALL {
-            if self.cursor >= self.counters.len() {
-                self.cursor = 0;
-            }
-            match self.counters.get_index(self.cursor) {
-                Some((_, counter)) if counter.expires <= now => {
-                    self.counters.swap_remove_index(self.cursor);
-                    self.shrink();
-                }
-                Some(_) => self.cursor += 1,
-                None => return,
-            }
-        }
-    }
-
-    /// Gives back the room of a table that is mostly empty.
-    fn shrink(&mut self) {
-        if self.counters.capacity() > MIN_CAPACITY.max(4 * self.counters.len()) {
-            self.counters.shrink_to((2 * self.counters.len()).max(MIN_CAPACITY / 2));
-        }
     }
 }

@@ -81,6 +81,10 @@ pub enum StoreError {
     /// This request has more checks than are decided at once; other requests are not affected. Nothing was counted.
     #[error("{0} checks in one request are more than the store decides at once")]
     TooLarge(usize),
+    /// Memory holds as many counters as it may, and none of them can make room: each refuses someone, or is
+    /// of this request. Nothing was counted.
+    #[error("memory has no room for this request's counters: every counter there refuses someone")]
+    Full,
 }
 
 /// What time a store decides by.

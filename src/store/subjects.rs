@@ -135,7 +135,7 @@ impl SubjectStore for MemorySubjects {
     }
 
     async fn look(&self, group: &Group) -> Result<Outcomes, StoreError> {
-        Ok(self.store.decide(group))
+        self.store.decide(group)
     }
 
     async fn forget(&self, counters: &[Key]) -> Result<u64, StoreError> {

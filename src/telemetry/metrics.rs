@@ -133,6 +133,7 @@ pub struct History {
 pub struct Memory {
     counters: Gauge,
     evicted: Counter,
+    turned_away: Counter,
 }
 
 type Label = [(&'static str, &'static str); 1];
@@ -326,16 +327,20 @@ fn epoch_seconds(time: SystemTime) -> i64 {
 
 impl Memory {
     fn new(registry: &mut Registry, kind: &str) -> Memory {
-        let memory = Memory { counters: Gauge::default(), evicted: Counter::default() };
+        let memory = Memory { counters: Gauge::default(), evicted: Counter::default(), turned_away: Counter::default() };
         let (counters, evicted) = (format!("{kind}memory_counters"), format!("{kind}memory_evicted_counters"));
         registry.register(counters, "Counters in memory, the expired ones not yet cleared away included", memory.counters.clone());
         registry.register(evicted, "Live counters dropped because the memory for them was full", memory.evicted.clone());
+        let help =
+            "New counters that got no memory because every counter there refuses someone; their requests follow on_store_failure";
+        registry.register(format!("{kind}memory_turned_away_counters"), help, memory.turned_away.clone());
         memory
     }
 
-    pub fn record(&self, counters: usize, evicted: u64) {
+    pub fn record(&self, counters: usize, evicted: u64, turned_away: u64) {
         self.counters.set(i64::try_from(counters).unwrap_or(i64::MAX));
         self.evicted.inc_by(evicted.saturating_sub(self.evicted.get()));
+        self.turned_away.inc_by(turned_away.saturating_sub(self.turned_away.get()));
     }
 }
 
@@ -350,8 +355,8 @@ mod tests {
         metrics.degraded.local.inc_by(2);
         metrics.reloads.record(true, 3, 0);
         metrics.reloads.record(false, 4, 1);
-        metrics.memory.record(10, 5);
-        metrics.memory.record(7, 6);
+        metrics.memory.record(10, 5, 1);
+        metrics.memory.record(7, 6, 3);
         metrics.records.tiers.set(2);
         metrics.records.record_sync(Some(UNIX_EPOCH + std::time::Duration::from_secs(77)), 3);
         metrics.records.record_sync(Some(UNIX_EPOCH + std::time::Duration::from_secs(78)), 4);
@@ -379,6 +384,8 @@ mod tests {
             "weir_history_dropped_total{reason=\"full\"} 5",
             "weir_history_dropped_total{reason=\"store\"} 0",
             "weir_memory_evicted_counters_total 6",
+            "weir_memory_turned_away_counters_total 3",
+            "weir_fallback_memory_turned_away_counters_total 0",
             "weir_store_latency_seconds_bucket{le=\"0.00025\"} 0",
             "weir_store_latency_seconds_bucket{le=\"0.0005\"} 1",
             "weir_store_latency_seconds_bucket{le=\"+Inf\"} 1",

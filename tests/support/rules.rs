@@ -152,7 +152,7 @@ impl Trial {
 
     pub fn ask(&self, request: &Request<'_>) -> Decision {
         let plan = self.plan(request);
-        let outcomes = self.store.decide(&plan.group);
+        let outcomes = self.store.decide(&plan.group).expect("there is room");
         decision::decide(&self.domain, &plan, &outcomes, self.settings.shadow)
     }
 
