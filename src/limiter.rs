@@ -9,7 +9,7 @@ mod tallies;
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -68,6 +68,8 @@ pub struct Shared {
     replicas: AtomicU32,
     settings: LimiterSettings,
     metrics: Arc<Metrics>,
+    /// It is in the log that a newer weir makes reservations.
+    has_met_newer_memo: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -149,7 +151,17 @@ impl Shared {
         let (metrics, loaded, records) = (Arc::new(Metrics::new()), Mutex::default(), RecordView::default());
         let history = Arc::default();
         metrics.replicas.set(1);
-        Shared { in_force: ArcSwap::default(), loaded, records, history, local, replicas: AtomicU32::new(1), settings, metrics }
+        Shared {
+            in_force: ArcSwap::default(),
+            loaded,
+            records,
+            history,
+            local,
+            replicas: AtomicU32::new(1),
+            settings,
+            metrics,
+            has_met_newer_memo: AtomicBool::new(false),
+        }
     }
 
     /// The rules in force; revision 0 while none are.

@@ -3,6 +3,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -17,7 +18,7 @@ use crate::rules::decision::{Code, Decision};
 use crate::rules::key::{self, Key, Part};
 use crate::rules::plan::Group;
 use crate::rules::request::Request;
-use crate::rules::reservation::{self, MAX_MEMO, Memo};
+use crate::rules::reservation::{self, MAX_MEMO, Memo, MemoError};
 use crate::rules::{Domain, precedence};
 use crate::store::StoreError;
 use crate::store::reservations::{Gated, Kept, Passed, ReservationStore};
@@ -210,7 +211,7 @@ impl<S: ReservationStore> Limiter<S> {
         kept: &Kept,
         id: String,
     ) -> Result<Reserved, Problem> {
-        let memo = Memo::decode(&kept.memo).ok_or_else(not_ours)?;
+        let memo = self.memo(kept)?;
         let Reservation { estimate, expires, .. } = kept.reservation;
         if !memo.is_of(order.request) || estimate != order.estimate {
             return Err(Problem::Used);
@@ -264,12 +265,12 @@ impl<S: ReservationStore> Limiter<S> {
             if let Some(first) = first {
                 return self.committed_before(estimate, first, actual);
             }
-            let memo = Memo::decode(&kept.memo).ok_or_else(not_ours)?;
+            let memo = self.memo(&kept)?;
             // A request that can be planned no more has the limits that it had.
             let mut current = self.prepare(&memo.request, None).ok();
             let limits = current.as_ref().map(group).unwrap_or_default();
             let group = reservation::difference(&memo, &kept.outcomes, estimate, actual, &limits);
-            let gated = Gated { key: key.clone(), gate: Gate::Commit { actual, made }, memo: Arc::default(), group };
+            let gated = Gated { key: key.clone(), gate: Gate::Commit { actual, made }, memo: kept.memo.clone(), group };
             match asking(pin!(self.store.pass(&gated, self.wait(arrival, Instant::now())))).await? {
                 Passed::Decided { .. } => {
                     self.shared.metrics.reservations.committed.inc();
@@ -282,6 +283,18 @@ impl<S: ReservationStore> Limiter<S> {
             }
         }
         Err(Problem::Unavailable("the reservation changed while it was looked at".to_owned()))
+    }
+
+    /// What is kept of the request that reserved.
+    fn memo<'k>(&self, kept: &'k Kept) -> Result<Memo<'k>, Problem> {
+        Memo::decode(&kept.memo).map_err(|error| {
+            if let MemoError::Newer(version) = error
+                && !self.shared.has_met_newer_memo.swap(true, Ordering::Relaxed)
+            {
+                tracing::warn!(version, "a newer weir makes reservations that this one cannot read; upgrade this replica");
+            }
+            Problem::Unavailable(error.to_string())
+        })
     }
 
     fn committed_before(&self, estimate: Cost, first: Cost, actual: Cost) -> Result<Committed, Problem> {
@@ -343,8 +356,4 @@ fn is_same(one: &Group, other: &Group) -> bool {
 
 fn too_much_to_keep() -> Problem {
     Problem::Invalid(format!("descriptors: more than the {MAX_MEMO} bytes that are kept of a reservation, with their counters"))
-}
-
-fn not_ours() -> Problem {
-    Problem::Unavailable("what is kept under the reservation's name is none of ours".to_owned())
 }

@@ -90,3 +90,28 @@ async fn what_is_no_reservation_is_left_as_it_is() {
         assert_eq!(caller.remaining(&[("user", "a")]).await, 100);
     }
 }
+
+/// As a replica meets it whose upgrade is still to come.
+#[tokio::test]
+async fn a_reservation_of_a_newer_weir_is_called_so() {
+    let redis = RedisServer::start();
+    let server = Settings::with_rules(RULES).redis(&redis.url()).start().await;
+    let caller = Caller::of(&server).await;
+    let reserved = caller.reserve(order(&[&[("user", "a")]], 40, "one")).await.unwrap();
+    // After the reservation's numbers and the outcome of its one check; its version is the fourth byte of
+    // what is kept.
+    let version = (42 + 25 + 3).to_string();
+    redis.command::<i64>(&["SETRANGE", "w1|llm|{user=a}|reservation|one", &version, "\u{1}"]).await;
+    for _ in 0..3 {
+        let again = caller.reserve(order(&[&[("user", "a")]], 40, "one")).await.unwrap_err();
+        let committed = caller.commit(&reserved.id, 1).await.unwrap_err();
+        for (code, reason) in [again, committed] {
+            assert_eq!(code, Code::Unavailable);
+            assert!(reason.contains("a newer weir made this reservation") && reason.contains("version 1"), "{reason}");
+        }
+    }
+    assert_eq!(caller.remaining(&[("user", "a")]).await, 60, "what was estimated stands");
+    let told = || server.log().lines().filter(|line| line.contains("upgrade this replica")).count();
+    super::support::eventually("a line in the log", async || told() > 0).await;
+    assert_eq!(told(), 1, "once, not for each call");
+}

@@ -1,5 +1,9 @@
 //! What is kept of a request that reserved, as bytes: the request, to find its limits as they are when it is committed, and the
 //! checks that it came to, to find its counters when the rules have changed. Numbers are little-endian.
+//!
+//! The first number is the length of the request in its lower three bytes and the memo's version in the upper
+//! one. Memos from before there was a version have 0 there, as no request is that long, so version 0 is what
+//! they are.
 
 use crate::limit::{Algorithm, Charge, Check, DAY, Limit, Mode, Operation, Period};
 use crate::rules::key::Key;
@@ -8,6 +12,21 @@ use crate::rules::request::{Descriptor, Entry, LimitOverride, Request};
 
 /// The most bytes that are kept of one request.
 pub const MAX_MEMO: usize = 64 << 10;
+/// The version of memos as they are written here. Raise it when the layout changes, or what a part of it
+/// means.
+const VERSION: u8 = 0;
+/// Where in a memo its version is.
+const VERSION_PLACE: usize = 3;
+
+/// Why bytes are no memo that can be read here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemoError {
+    /// A later version of weir wrote it.
+    #[error("a newer weir made this reservation (its memo has version {0}, this weir reads up to {VERSION})")]
+    Newer(u8),
+    #[error("the reservation's key holds data that weir did not write")]
+    Foreign,
+}
 
 /// What is kept of a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,6 +42,7 @@ impl<'a> Memo<'a> {
     pub fn encode(request: &Request<'_>, group: &Group) -> Option<Vec<u8>> {
         let mut writer = Writer(Vec::new());
         writer.bytes(&request_bytes(request));
+        writer.0[VERSION_PLACE] = VERSION;
         writer.u32(group.checks.len());
         for (key, check) in group.keys.iter().zip(&group.checks) {
             writer.bytes(key.as_bytes());
@@ -31,8 +51,17 @@ impl<'a> Memo<'a> {
         (writer.0.len() <= MAX_MEMO).then_some(writer.0)
     }
 
-    /// `None` for bytes that no version of weir has written.
-    pub fn decode(bytes: &'a [u8]) -> Option<Memo<'a>> {
+    /// # Errors
+    /// [`MemoError`], by what can be done about it.
+    pub fn decode(bytes: &'a [u8]) -> Result<Memo<'a>, MemoError> {
+        match bytes.get(VERSION_PLACE) {
+            Some(&version) if version > VERSION => Err(MemoError::Newer(version)),
+            _ => Memo::parse(bytes).ok_or(MemoError::Foreign),
+        }
+    }
+
+    /// A memo of this version.
+    fn parse(bytes: &'a [u8]) -> Option<Memo<'a>> {
         let mut reader = Reader(bytes);
         let request_bytes = reader.bytes()?;
         let request = request(request_bytes)?;
@@ -232,9 +261,20 @@ mod tests {
         assert_eq!((format!("{:?}", memo.request), &memo.group), (format!("{request:?}"), group));
         assert!(memo.is_of(request) && !memo.is_of(&Request { domain: b"e", ..request.clone() }));
         for length in 0..bytes.len() {
-            assert_eq!(Memo::decode(&bytes[..length]), None, "cut at {length}");
+            assert_eq!(Memo::decode(&bytes[..length]), Err(MemoError::Foreign), "cut at {length}");
         }
-        assert_eq!(Memo::decode(&[&bytes[..], b"x"].concat()), None);
+        assert_eq!(Memo::decode(&[&bytes[..], b"x"].concat()), Err(MemoError::Foreign));
+    }
+
+    #[test]
+    fn a_newer_memo_is_known_as_one_and_an_older_one_is_read() {
+        // As weir wrote it before memos had a version: `length of the request, request, checks`.
+        let request = Request { domain: b"d", ..Request::default() };
+        let of_old = [&9_u32.to_le_bytes()[..], &1_u32.to_le_bytes(), b"d", &[0; 4], &0_u32.to_le_bytes()].concat();
+        assert_eq!(Memo::encode(&request, &Group::default()).as_ref(), Some(&of_old));
+        assert!(Memo::decode(&of_old).unwrap().is_of(&request));
+        let newer = [&[1, 2, 3, VERSION + 1][..], b"whatever it says"].concat();
+        assert_eq!(Memo::decode(&newer), Err(MemoError::Newer(VERSION + 1)));
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod id;
 mod memo;
 
 pub use id::{MAX_ID, MAX_IDEMPOTENCY_KEY, key_named, key_of, shown, unlimited, unlimited_estimate};
-pub use memo::{MAX_MEMO, Memo};
+pub use memo::{MAX_MEMO, Memo, MemoError};
 
 use super::plan::Plan;
 use crate::limit::{Charge, Check, Cost, Operation, Outcome, reservation};
