@@ -10,9 +10,11 @@ use deadpool_redis::redis::{Value, cmd};
 use futures_util::future::join_all;
 use support::redis::RedisServer;
 use tokio::time::Instant;
+use weir::limit::reservation::Gate;
 use weir::limit::{Algorithm, Check, DAY, HOUR, Limit, MINUTE, Micros, Operation, Outcome, SECOND};
 use weir::rules::key::{self, Key, Part};
 use weir::store::redis::RedisStore;
+use weir::store::reservations::{Gated, Passed, ReservationStore};
 use weir::store::{Clock, Group, Outcomes, Store, StoreError, Wait};
 
 fn limit(algorithm: Algorithm, requests: u64, window: Micros) -> Limit {
@@ -332,4 +334,55 @@ async fn replicas_that_are_alive_are_counted() {
     assert_eq!(one.heartbeat("a").await, Ok(2));
     let ttl: i64 = server.command(&["PTTL", "w1|replicas"]).await;
     assert!((1..=15_000).contains(&ttl), "{ttl}");
+}
+
+/// How often the script is called for requests that are asked at once.
+async fn calls(server: &RedisServer, store: &RedisStore, groups: &[Group]) -> usize {
+    server.command::<String>(&["CONFIG", "RESETSTAT"]).await;
+    for answer in join_all(groups.iter().map(|group| apply(store, group))).await {
+        answer.expect("Redis answers");
+    }
+    let stats: String = server.command(&["INFO", "commandstats"]).await;
+    let calls = stats.split("cmdstat_evalsha:calls=").nth(1).and_then(|rest| rest.split(',').next());
+    calls.and_then(|calls| calls.parse().ok()).expect("EVALSHA was called")
+}
+
+#[tokio::test]
+async fn one_call_moves_a_bounded_number_of_bytes() {
+    let server = RedisServer::start();
+    let store = server.store(Clock::System).await;
+    let groups = |check: Check, checks: usize| -> Vec<Group> {
+        let of_one = |request: usize| {
+            let users: Vec<String> = (0..checks).map(|number| format!("{request}-{number}")).collect();
+            group(&users.iter().map(|user| (check, &**user)).collect::<Vec<_>>())
+        };
+        (0..64).map(of_one).collect()
+    };
+    let log = |requests| limit(Algorithm::SlidingLog, requests, HOUR);
+    let take = |limit| Check::new(limit, Operation::Take, 1);
+    let report = Check::new(log(10_000), Operation::Report, 1);
+    let long = "x".repeat(20_000);
+    let cases = [
+        (groups(take(limit(Algorithm::FixedWindow, 10, HOUR)), 1), 1, "counters of a few bytes"),
+        (groups(take(log(100)), 1), 1, "short logs"),
+        (groups(take(log(10_000)), 1), 64_usize.div_ceil(3), "160 KB each"),
+        (groups(report, 1), 64, "320 KB each, with debt"),
+        (groups(take(log(10_000)), 9), 64, "more than a call may move: each goes alone"),
+    ];
+    for (groups, expected, what) in cases {
+        assert_eq!(calls(&server, &store, &groups).await, expected, "{what}");
+    }
+    // What is kept with a reservation is moved as well.
+    let gated = |number: usize| {
+        let group = group(&[(take(limit(Algorithm::FixedWindow, 10, HOUR)), &format!("gated {number}"))]);
+        let gate = Gate::Reserve { estimate: 1, ttl: MINUTE };
+        Gated { key: Key::from_bytes(format!("reservation {number}").into_bytes()), gate, memo: long.as_bytes().into(), group }
+    };
+    server.command::<String>(&["CONFIG", "RESETSTAT"]).await;
+    let gated: Vec<Gated> = (0..64).map(gated).collect();
+    for passed in join_all(gated.iter().map(|gated| store.pass(gated, Wait::of(Duration::from_secs(60))))).await {
+        assert!(matches!(passed, Ok(Passed::Decided { expires: Some(_), .. })), "{passed:?}");
+    }
+    let stats: String = server.command(&["INFO", "commandstats"]).await;
+    assert!(stats.contains("cmdstat_evalsha:calls=5,"), "thirteen a call, each sent and written: {stats}");
 }

@@ -26,6 +26,10 @@ pub(super) const MAX_QUEUED: usize = 2_048;
 const MAX_BATCH: usize = 64;
 /// Checks of one call, unless a single request has more.
 const MAX_BATCH_CHECKS: usize = 512;
+/// What Redis moves for one call ([`Encoded::weight`]), in bytes, unless a single request moves more: it
+/// serves nobody else meanwhile. A log of 320 KB, full of debt, takes it about 5 ms; sixty-four of them in
+/// one call took 350 ms.
+const MAX_BATCH_BYTES: u64 = 512 << 10;
 
 /// A request in the queue. It outlives its caller, who may have stopped waiting.
 pub(super) struct Request {
@@ -257,17 +261,23 @@ impl Lane {
 
     /// Takes what goes out together. Requests that nobody waits for are left out: they are never counted.
     fn fill(&mut self, now: Instant) {
-        let mut checks = 0;
+        let (mut checks, mut bytes) = (0, 0);
         while self.batch.len() < MAX_BATCH
             && checks < MAX_BATCH_CHECKS
             && let Some(mut request) = self.waiting.pop_front().or_else(|| self.queue.try_recv().ok())
         {
-            if request.is_wanted(now) {
-                checks += request.encoded.checks();
-                self.batch.push(request);
-            } else {
+            if !request.is_wanted(now) {
                 request.answer(Err(self.last_reply.why_none(request.wait.asked)));
+                continue;
             }
+            bytes += request.encoded.weight();
+            if bytes > MAX_BATCH_BYTES && !self.batch.is_empty() {
+                // The first of the next call.
+                self.waiting.push_front(request);
+                break;
+            }
+            checks += request.encoded.checks();
+            self.batch.push(request);
         }
     }
 

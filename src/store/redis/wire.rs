@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::{listed, script};
 use crate::limit::reservation::{Gate, Reservation};
-use crate::limit::{Algorithm, Check, MAX_EXACT, Micros, Operation, Outcome, RetryAfter};
+use crate::limit::{Algorithm, Charge, Check, MAX_EXACT, Micros, Operation, Outcome, RetryAfter};
 use crate::store::reservations::{Gated, Kept};
 use crate::store::{Group, Outcomes, StoreError};
 
@@ -39,10 +39,16 @@ const LISTING_SIZE: usize = 4 + 8;
 /// The most checks of one request: bounds how long the script may hold Redis up.
 pub(super) const MAX_CHECKS: usize = 16_384;
 
+/// What the script keeps of one hit in a sliding-window log, in bytes (`lua/sliding_log.lua`).
+const LOG_PAIR: u64 = 2 * 8;
+
 /// One request, ready to be sent: nothing of it belongs to its caller any more.
 pub(super) struct Encoded {
     /// The packed checks, then the keys.
     bytes: Vec<u8>,
+    /// What the script loads, and may write again, in bytes at most: the states that grow. The others take
+    /// less than their keys.
+    states: u64,
     counters: SmallVec<[Counter; 2]>,
     /// What is kept with a reservation that is made; mostly there is none to be made.
     memo: Option<Arc<[u8]>>,
@@ -87,7 +93,8 @@ impl Encoded {
             let length = u32::try_from(key.len()).expect("keys are short");
             counters.push(Counter { length, hash: hasher.hash_one(key), life: listed::life(check, group.refused) });
         }
-        Some(Encoded { bytes, counters, memo: None })
+        let states = group.checks.iter().map(largest_state).sum();
+        Some(Encoded { bytes, states, counters, memo: None })
     }
 
     /// A group with its gate for a first check. `None` for more than [`MAX_CHECKS`].
@@ -106,7 +113,15 @@ impl Encoded {
         let mut counters = group.counters;
         counters.insert(0, Counter { length: u32::try_from(key.len()).ok()?, hash: hasher.hash_one(key), life: 0 });
         let memo = matches!(gated.gate, Gate::Reserve { .. }).then(|| gated.memo.clone());
-        Some(Encoded { bytes, counters, memo })
+        // What is kept of the reservation is loaded to commit it, and to see that it was reserved before.
+        let kept = gated.memo.len() + checks * ANSWER_SIZE;
+        Some(Encoded { bytes, states: group.states + kept as u64, counters, memo })
+    }
+
+    /// How much the script moves for it, in bytes at most: what is sent, the states, and the reply.
+    pub(super) fn weight(&self) -> u64 {
+        let sent = self.bytes.len() + self.memo.as_ref().map_or(0, |memo| memo.len());
+        (sent + answer_length(self)) as u64 + self.states
     }
 
     /// How many checks, and so counters, it has.
@@ -127,6 +142,17 @@ impl Encoded {
             (counter, key)
         })
     }
+}
+
+/// The largest state that a check may find, where states grow: a pair for each hit of a log, and its debt
+/// where refused hits are charged. An estimate by the limit, as a larger one that a rule had before a reload
+/// may have left more.
+fn largest_state(check: &Check) -> u64 {
+    if check.limit.algorithm() != Algorithm::SlidingLog {
+        return 0;
+    }
+    let owes = check.charge == Charge::Always || check.operation == Operation::Report;
+    check.limit.requests() * LOG_PAIR * if owes { 2 } else { 1 }
 }
 
 fn pack(bytes: &mut Vec<u8>, check: &Check) {
