@@ -30,7 +30,7 @@ use crate::rules::{Domain, OnStoreFailure, Rule, RuleLimit, RuleSet};
 use crate::store::history::{History, Recorder};
 use crate::store::memory::MemoryStore;
 use crate::store::records::{Record, RecordName, RecordView, Subscriber};
-use crate::store::{Group, Outcomes, Store, StoreError};
+use crate::store::{Clock, Group, Outcomes, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::rule_counters::{DomainCounters, RuleOutcome};
 
@@ -223,7 +223,13 @@ impl Shared {
         self.metrics.replicas.set(i64::from(replicas.max(1)));
     }
 
-    /// The store of `on_store_failure: local`.
+    /// Now, in µs since the epoch, by the clock that counters go by.
+    pub fn now(&self) -> Micros {
+        self.local.clock().now()
+    }
+
+    /// The store of `on_store_failure: local`. Its clock is that of the store that it stands in for, as last
+    /// known.
     pub fn local(&self) -> &MemoryStore {
         &self.local
     }
@@ -242,6 +248,12 @@ impl Subscriber for Shared {
         let loaded = self.loaded.lock();
         self.records.replace(records);
         self.put_in_force(&loaded);
+    }
+
+    fn clock_was_read(&self, before: Micros, store: Micros, after: Micros) {
+        if let Clock::Corrected(correction) = self.local.clock() {
+            correction.learn(before, store, after);
+        }
     }
 }
 

@@ -163,7 +163,7 @@ impl<S: OperatorStore> Operations<S> {
     }
 
     pub(super) fn now(&self) -> Micros {
-        self.shared.local().clock().now()
+        self.shared.now()
     }
 
     /// The tier that the subject's requests named last, today or yesterday.

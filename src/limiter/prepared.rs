@@ -66,7 +66,7 @@ impl<S: Store> Limiter<S> {
         if held.rules.revision == 0 {
             return Err(Undecided::Unavailable("no rate limit configuration loaded".to_owned()));
         }
-        let (shared, now) = (&self.shared, self.shared.local.clock().now());
+        let (shared, now) = (&self.shared, self.shared.now());
         let Some(&place) = held.places.get(request.domain) else {
             return Ok(Prepared { loaded: None, plan: None, shadow: false, now });
         };

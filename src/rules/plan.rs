@@ -115,7 +115,8 @@ pub enum PlanError {
 /// When a request came, and what time it leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Moment {
-    /// By this process's clock, in µs since the epoch: which day and month it is for calendar quotas, a minute early or late.
+    /// By the clock of the store as this process knows it, in µs since the epoch: which day and month it is
+    /// for calendar quotas (a minute early or late), and whether a subject's block or exemption is over.
     pub now: Micros,
     /// How long an answer may be held back, in µs, by the caller's deadline.
     pub patience: Option<Micros>,

@@ -115,7 +115,7 @@ impl Server {
     /// # Errors
     /// For an address that is taken, a store that cannot be, and a system that gives no threads.
     pub async fn start(settings: Settings) -> Result<Server, StartError> {
-        let fallback = MemoryStore::new(Clock::System, settings.memory_max_counters);
+        let fallback = MemoryStore::new(Clock::Corrected(Arc::default()), settings.memory_max_counters);
         let limiter = LimiterSettings { plan: settings.plan, store_timeout: settings.store_timeout };
         let shared = Arc::new(Shared::new(fallback, limiter));
         let stores = Stores::new(&settings, shared.metrics()).map_err(|reason| store_error(&settings, reason))?;

@@ -2,6 +2,7 @@
 //! changed, atomically. It knows one concept, the check: windows, layers and blocks are all checks to it.
 
 pub mod breaker;
+mod clock;
 pub mod deny_cache;
 pub mod guard;
 pub mod history;
@@ -13,13 +14,13 @@ pub mod subjects;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::limit::{Micros, Outcome};
+pub use self::clock::{Clock, Correction};
+use crate::limit::Outcome;
 pub use crate::rules::plan::Group;
 
 /// An outcome for each check of a group, in order.
@@ -85,32 +86,4 @@ pub enum StoreError {
     /// of this request. Nothing was counted.
     #[error("memory has no room for this request's counters: every counter there refuses someone")]
     Full,
-}
-
-/// What time a store decides by.
-#[derive(Clone, Debug, Default)]
-pub enum Clock {
-    /// The machine's (memory) or the Redis server's.
-    #[default]
-    System,
-    /// Set by hand, in µs since the epoch: for tests and simulations.
-    Manual(Arc<AtomicU64>),
-}
-
-impl Clock {
-    /// The injected time; `None` where the store's own clock is to be read.
-    pub fn injected(&self) -> Option<Micros> {
-        match self {
-            Clock::System => None,
-            Clock::Manual(now) => Some(now.load(Ordering::Acquire)),
-        }
-    }
-
-    /// Now, in µs since the epoch, by this process.
-    pub fn now(&self) -> Micros {
-        self.injected().unwrap_or_else(|| {
-            let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX)
-        })
-    }
 }

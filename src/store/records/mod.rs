@@ -13,6 +13,7 @@ pub use text::{Malformed, multiplier};
 pub use view::{RecordView, Tiers};
 
 use super::StoreError;
+use crate::limit::Micros;
 use crate::rules::key;
 use crate::rules::subject::{SubjectRecord, Switch};
 use crate::rules::tier_definition::TierDefinition;
@@ -85,6 +86,9 @@ pub trait Subscriber: Send + Sync {
     fn changed(&self, changes: Vec<(RecordName, Option<Record>)>);
     /// These are all that there are.
     fn replaced(&self, records: Vec<(RecordName, Record)>);
+    /// The store said that it is `store`, between `before` and `after` by this machine; all in µs since the
+    /// epoch.
+    fn clock_was_read(&self, _before: Micros, _store: Micros, _after: Micros) {}
 }
 
 /// A part of a list.

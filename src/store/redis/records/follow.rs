@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use deadpool::managed::Object;
-use deadpool_redis::redis::{RedisError, cmd};
+use deadpool_redis::redis::{Pipeline, RedisError, cmd};
 use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::{Keys, answer, page, texts};
+use super::{Keys, answer, answered, page, texts};
+use crate::limit::{Micros, SECOND};
+use crate::store::Clock;
 use crate::store::records::{MAX_PAGE, MAX_RECORDS, Record, RecordName, Subscriber, readable};
 use crate::store::redis::connect::{Connector, Link, Pauses};
 
@@ -150,11 +152,15 @@ impl Follower {
         }
     }
 
-    /// Where the feed ends.
+    /// Where the feed ends. What time it is there is asked at once: blocks and exemptions end by that clock.
     async fn end(&self, link: &mut Link) -> Answered<Position> {
-        let mut command = cmd("XREVRANGE");
-        command.arg(&self.keys.feed).arg("+").arg("-").arg("COUNT").arg(1);
-        let last: Entries = answer(link, &command).await?;
+        let mut calls = Pipeline::new();
+        calls.cmd("XREVRANGE").arg(&self.keys.feed).arg("+").arg("-").arg("COUNT").arg(1).cmd("TIME");
+        let mut connection = link.connection.clone();
+        let before = Clock::System.now();
+        let (last, (seconds, micros)): (Entries, (Micros, Micros)) = answered(link, calls.query_async(&mut connection)).await?;
+        let store = seconds.saturating_mul(SECOND).saturating_add(micros);
+        self.subscriber.clock_was_read(before, store, Clock::System.now());
         Ok(last.first().and_then(|(id, _)| Position::parse(id)).unwrap_or(Position::NONE))
     }
 
