@@ -1,7 +1,9 @@
-//! Memory and Redis decide alike, to the last unit: both go through the same random requests on an injected clock, and after each
-//! batch every outcome and every state must be equal. `AGREEMENT_SEED=n` explores from another seed.
+//! Memory and Redis decide alike, to the last unit: both go through the same random requests on an injected
+//! clock, and after each batch every outcome and every state must be equal. `AGREEMENT_SEED=n` explores from
+//! another seed. What Redis does by its own clock alone is in `store_agreement_by_redis_clock`.
 
 mod support {
+    pub mod agreement;
     pub mod redis;
 }
 
@@ -12,10 +14,11 @@ use std::time::Duration;
 use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::cmd;
 use futures_util::future::join_all;
+use support::agreement::{Random, parse};
 use support::redis::RedisServer;
 use weir::limit::reservation::Gate;
 use weir::limit::{
-    Algorithm, Charge, Check, DAY, Edges, HOUR, Hit, Limit, LimitError, MAX_EXACT, MAX_LOG_REQUESTS, MINUTE, MONTH, Micros, Mode,
+    Algorithm, Charge, Check, DAY, Edges, HOUR, Limit, LimitError, MAX_EXACT, MAX_LOG_REQUESTS, MINUTE, MONTH, Micros, Mode,
     Operation, Period, SECOND, State, WEEK, YEAR,
 };
 use weir::rules::key::{self, Key, Part};
@@ -373,56 +376,5 @@ impl Counter {
             Algorithm::Penalty => limit.step(Some(state), now, 0, None).outcome.is_allowed(),
             algorithm => !algorithm.is_bucket() && limit.refund(Some(state), now, 1).next.is_none(),
         }
-    }
-}
-
-/// A stored value: little-endian doubles.
-fn parse(value: &[u8], algorithm: Algorithm) -> State {
-    assert!(value.len().is_multiple_of(8), "{algorithm:?} is kept in doubles: {value:?}");
-    let doubles = value.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().expect("eight bytes")));
-    let numbers: Vec<u64> = doubles
-        .map(|double| {
-            assert!(double >= 0.0 && double.fract() == 0.0 && double < 2f64.powi(53), "{double} is whole and exact");
-            double as u64
-        })
-        .collect();
-    match (algorithm, numbers.as_slice()) {
-        (Algorithm::FixedWindow | Algorithm::Calendar, &[start, count]) => State::Window { start, count },
-        (Algorithm::SlidingCounter, &[start, current, previous]) => State::Counter { start, current, previous },
-        (Algorithm::TokenBucket | Algorithm::LeakyBucket, &[at, debt]) => State::Meter { at, debt },
-        (Algorithm::Penalty, &[until]) => State::Blocked { until },
-        (Algorithm::SlidingLog, [total, pairs @ ..]) => {
-            let hits = pairs.chunks_exact(2).map(|pair| Hit { at: pair[0], count: pair[1] }).collect();
-            State::Log { total: *total, hits }
-        }
-        (algorithm, numbers) => panic!("{numbers:?} is no state of {algorithm:?}"),
-    }
-}
-
-/// SplitMix64 (Steele, Lea and Flood, 2014): small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn index(&mut self, length: usize) -> usize {
-        usize::try_from(self.below(length as u64)).expect("an index is small")
-    }
-
-    fn one_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-
-    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.index(choices.len())]
     }
 }
