@@ -12,7 +12,8 @@ mod usage;
 
 use std::sync::Arc;
 
-use ::http::header::CONTENT_TYPE;
+use ::http::HeaderMap;
+use ::http::header::{ACCEPT, CONTENT_TYPE, VARY};
 use axum::Router;
 use axum::extract::State;
 use axum::response::IntoResponse;
@@ -22,7 +23,7 @@ pub use calls::{AdminApi, SERVICE};
 pub use operations::{Operations, OperatorStore, Problem};
 
 use crate::limiter::Shared;
-use crate::telemetry::metrics;
+use crate::telemetry::exposition::Format;
 
 /// The messages of `weir.admin.v1`, generated.
 #[allow(clippy::all, missing_docs)]
@@ -33,9 +34,11 @@ pub mod proto {
 /// `GET /metrics` and `GET /rules`, which operators of envoyproxy/ratelimit know as `/rlconfig`. `look` brings the metrics up to
 /// date that are not counted as they happen.
 pub fn router(shared: Arc<Shared>, look: impl Fn() + Clone + Send + Sync + 'static) -> Router {
-    let scrape = move |State(shared): State<Arc<Shared>>| async move {
+    let scrape = move |State(shared): State<Arc<Shared>>, headers: HeaderMap| async move {
         look();
-        ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], shared.metrics().text())
+        let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let format = Format::accepted(accepted);
+        ([(CONTENT_TYPE, format.content_type()), (VARY, "accept")], shared.metrics().text(format))
     };
     let rules = |State(shared): State<Arc<Shared>>| async move { rules::text(&shared.rules()).into_response() };
     Router::new().route("/metrics", get(scrape)).route("/rules", get(rules)).route("/rlconfig", get(rules)).with_state(shared)

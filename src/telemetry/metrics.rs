@@ -9,11 +9,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::exposition::{Format, to_prometheus};
 use super::latency::Latency;
 use super::rule_counters::RuleCounters;
-
-/// What [`Metrics::text`] is.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// All metrics of a process.
 #[derive(Debug)]
@@ -179,11 +177,14 @@ impl Metrics {
     }
 
     /// The exposition for a scrape.
-    pub fn text(&self) -> String {
+    pub fn text(&self, format: Format) -> String {
         let mut text = String::new();
         // Writing to a string cannot fail, and nothing here is a metric that cannot be written.
         let _ = encode(&mut text, &self.registry);
-        text
+        match format {
+            Format::OpenMetrics => text,
+            Format::Prometheus => to_prometheus(&text),
+        }
     }
 }
 
@@ -365,7 +366,7 @@ mod tests {
         metrics.abandoned.record([2, 1]);
         metrics.abandoned.record([3, 1]);
         metrics.store.latency.record(std::time::Duration::from_micros(300));
-        let text = metrics.text();
+        let text = metrics.text(Format::OpenMetrics);
         for line in [
             "weir_errors_total{kind=\"invalid\"} 1",
             "weir_errors_total{kind=\"unavailable\"} 0",

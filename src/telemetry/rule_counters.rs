@@ -120,6 +120,7 @@ impl Collector for RuleCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::exposition::Format;
     use crate::telemetry::metrics::Metrics;
 
     #[test]
@@ -136,7 +137,7 @@ mod tests {
         // A request that was under way during the reload.
         old.decided(0, RuleOutcome::Ok);
         now.decided(7, RuleOutcome::Ok);
-        let text = metrics.text();
+        let text = metrics.text(Format::OpenMetrics);
         let decisions: Vec<&str> = text.lines().filter(|line| line.starts_with("weir_decisions_total")).collect();
         let expected = [
             "weir_decisions_total{domain=\"d\",rule=\"a\",outcome=\"ok\"} 3",

@@ -110,3 +110,60 @@ async fn what_the_switch_allows_is_no_request_without_a_rule() {
     decide(&weir, &[("tenant", "t1")]).await;
     assert_eq!((metric(&weir, "weir_allowed_by_switch_total").await, metric(&weir, unmatched).await), (3, 1));
 }
+
+/// Reads an exposition by the rules of its format: every family has its help, then its type, then all of its samples.
+fn assert_well_formed(text: &str, is_open_metrics: bool) {
+    let (mut family, mut kind, mut seen) = (String::new(), String::new(), std::collections::HashSet::new());
+    let sample =
+        regex::Regex::new(r#"^([a-z_]+)(\{([a-z_]+="([^"\\\n]|\\["\\n])*",?)+\})? -?[0-9]+(\.[0-9]+)?$"#).expect("compiles");
+    assert!(text.ends_with('\n'));
+    let text = if is_open_metrics { text.strip_suffix("# EOF\n").expect("it says where it ends") } else { text };
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (name, help) = help.split_once(' ').expect("a name and its help");
+            assert!(seen.insert(name.to_owned()) && !help.is_empty(), "{line}");
+            (family, kind) = (name.to_owned(), String::new());
+        } else if let Some(of_family) = line.strip_prefix("# TYPE ") {
+            let (name, of_family) = of_family.split_once(' ').expect("a name and its type");
+            assert!(name == family && kind.is_empty(), "{line}");
+            kind = of_family.to_owned();
+        } else {
+            let name = &sample.captures(line).unwrap_or_else(|| panic!("no sample: {line}"))[1];
+            let suffixes: &[&str] = match (&*kind, is_open_metrics) {
+                ("counter", true) => &["_total"],
+                ("info", true) => &["_info"],
+                ("histogram", _) => &["_bucket", "_sum", "_count"],
+                ("counter" | "gauge", _) => &[""],
+                (other, _) => panic!("no such type here: {other}"),
+            };
+            assert!(suffixes.iter().any(|suffix| name == format!("{family}{suffix}")), "{line} in {family} ({kind})");
+            assert!(is_open_metrics || (kind == "counter") == name.ends_with("_total"), "{line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_scrape_is_in_the_format_that_the_scraper_accepts() {
+    let rules = "domain: 'a \"quoted\" \\ domain'\ndescriptors: [{key: user_id, rate_limit: {unit: hour, requests_per_unit: 9}}]\n";
+    let weir = Settings::with_rules(rules).start().await;
+    let scrape = async |accept: Option<&str>| {
+        let headers: Vec<(&str, &[u8])> = accept.iter().map(|accept| ("accept", accept.as_bytes())).collect();
+        let answer = http::send(weir.admin, "GET", "/metrics", &headers, b"").await.expect("a scrape");
+        (answer.header("content-type").unwrap_or_default().to_owned(), answer.body)
+    };
+    for accept in [None, Some("*/*"), Some("text/plain;version=0.0.4"), Some("application/openmetrics-text;q=0.1,text/plain;q=0.9")]
+    {
+        let (kind, text) = scrape(accept).await;
+        assert_eq!(kind, "text/plain; version=0.0.4; charset=utf-8", "{accept:?}");
+        assert_well_formed(&text, false);
+        assert!(text.contains("# TYPE weir_errors_total counter\n") && text.contains("# TYPE weir_build_info gauge\n"), "{text}");
+        assert!(text.contains("{domain=\"a \\\"quoted\\\" \\\\ domain\"}"), "{text}");
+    }
+    let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+    for accept in ["application/openmetrics-text", prometheus] {
+        let (kind, text) = scrape(Some(accept)).await;
+        assert_eq!(kind, "application/openmetrics-text; version=1.0.0; charset=utf-8", "{accept:?}");
+        assert_well_formed(&text, true);
+        assert!(text.contains("# TYPE weir_errors counter\n") && text.contains("# TYPE weir_build info\n"), "{text}");
+    }
+}
