@@ -5,6 +5,7 @@ pub mod abandoned;
 mod prepared;
 pub mod reservations;
 mod tallies;
+mod unknown_domains;
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 
 use self::prepared::{Prepared, Undecided};
 use self::reservations::Arrival;
+use self::unknown_domains::UnknownDomains;
 use crate::limit::reservation::is_refused;
 use crate::limit::{Algorithm, Charge, Check, Micros, Mode, Operation, Outcome, RetryAfter, SECOND};
 use crate::rules::decision::{Code, Decision, Degraded};
@@ -70,6 +72,7 @@ pub struct Shared {
     metrics: Arc<Metrics>,
     /// It is in the log that a newer weir makes reservations.
     has_met_newer_memo: AtomicBool,
+    unknown_domains: UnknownDomains,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -149,18 +152,20 @@ struct LoadedDomain {
 impl Shared {
     pub fn new(local: MemoryStore, settings: LimiterSettings) -> Shared {
         let (metrics, loaded, records) = (Arc::new(Metrics::new()), Mutex::default(), RecordView::default());
-        let history = Arc::default();
+        let (history, unknown_domains) = (Arc::default(), UnknownDomains::default());
         metrics.replicas.set(1);
+        let (in_force, replicas, has_met_newer_memo) = (ArcSwap::default(), AtomicU32::new(1), AtomicBool::new(false));
         Shared {
-            in_force: ArcSwap::default(),
+            in_force,
             loaded,
             records,
             history,
             local,
-            replicas: AtomicU32::new(1),
+            replicas,
             settings,
             metrics,
-            has_met_newer_memo: AtomicBool::new(false),
+            has_met_newer_memo,
+            unknown_domains,
         }
     }
 
@@ -280,7 +285,7 @@ impl<S: Store> Limiter<S> {
             Ok(prepared) => prepared,
             Err(undecided) => {
                 let answer = Answer::from(undecided);
-                self.count(&answer);
+                self.count(request, &answer);
                 return answer;
             }
         };
@@ -293,7 +298,7 @@ impl<S: Store> Limiter<S> {
         };
         let answer = self.conclude(request, &mut prepared, outcomes);
         // Before it is held back: the store has counted it, and the caller may go away meanwhile.
-        self.count(&answer);
+        self.count(request, &answer);
         if let Answer::Decided(decided) = &answer {
             decided.hold().await;
         }
@@ -325,10 +330,10 @@ impl<S: Store> Limiter<S> {
         held.clone()
     }
 
-    fn count(&self, answer: &Answer) {
+    fn count(&self, request: &Request<'_>, answer: &Answer) {
         let metrics = &self.shared.metrics;
         match answer {
-            Answer::Decided(decided) => self.count_decided(decided),
+            Answer::Decided(decided) => self.count_decided(request, decided),
             Answer::Invalid(_) => {
                 metrics.errors.invalid.inc();
             }
@@ -345,10 +350,11 @@ impl<S: Store> Limiter<S> {
         }
     }
 
-    fn count_decided(&self, decided: &Decided) {
+    fn count_decided(&self, request: &Request<'_>, decided: &Decided) {
         let (metrics, decision) = (&self.shared.metrics, &decided.decision);
         let Some(loaded) = decided.loaded() else {
             metrics.unknown_domains.inc();
+            self.shared.unknown_domains.called(request.domain);
             return;
         };
         if decided.switched {

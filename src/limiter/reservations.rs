@@ -192,12 +192,18 @@ impl<S: ReservationStore> Limiter<S> {
                 _ => tallies::record_reserved(&self.recorder, domain, order.request, plan, is_allowed, prepared.now),
             }
         }
-        self.tell(prepared, decision, reservation).await
+        self.tell(order.request, prepared, decision, reservation).await
     }
 
-    async fn tell(&self, mut prepared: Prepared, decision: Decision, reservation: Option<Named>) -> Reserved {
+    async fn tell(
+        &self,
+        request: &Request<'_>,
+        mut prepared: Prepared,
+        decision: Decision,
+        reservation: Option<Named>,
+    ) -> Reserved {
         let decided = prepared.decided(decision);
-        self.count_decided(&decided);
+        self.count_decided(request, &decided);
         decided.hold().await;
         Reserved { decided, reservation }
     }
@@ -237,7 +243,7 @@ impl<S: ReservationStore> Limiter<S> {
         if let Some((domain, plan)) = self.remembered(&prepared) {
             tallies::record(&self.recorder, domain, order.request, plan, &decision, prepared.now);
         }
-        Ok(self.tell(prepared, decision, None).await)
+        Ok(self.tell(order.request, prepared, decision, None).await)
     }
 
     /// Says the true number of a reservation.
