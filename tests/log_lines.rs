@@ -1,10 +1,11 @@
-//! What the log tells of calls for domains that no rules know: one line, however often it happens.
+//! What the log tells of a Redis that is lost, and of calls for domains that no rules know: one line, however often it happens.
 
 mod support;
 
 use serde_json::json;
+use support::redis::RedisServer;
 use support::weir::{Settings, Weir, ask, request};
-use support::http;
+use support::{eventually, http};
 use weir::api::proto::weir::v1::ReserveRequest;
 use weir::api::proto::weir::v1::reservation_service_client::ReservationServiceClient;
 
@@ -19,6 +20,57 @@ async fn metric(weir: &Weir, name: &str) -> Option<String> {
     let scrape = http::get(weir.admin, "/metrics").await?.body;
     let line = scrape.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
     line.rsplit(' ').next().map(str::to_owned)
+}
+
+#[tokio::test]
+async fn a_lost_redis_is_one_warning_and_one_line_when_it_is_back() {
+    let mut redis = RedisServer::start();
+    let weir = Settings::with_rules(RULES).redis(&redis.url()).flag("--threads", "4").start().await;
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let mut client = weir.client().await;
+        ask(&mut client, request("d", &[&[("user", "u")]])).await;
+        clients.push(client);
+    }
+    assert_eq!(lines(&weir, "connected to Redis").len(), 1, "{}", weir.log());
+
+    redis.kill();
+    eventually("a breaker that is open", async || {
+        for client in &mut clients {
+            // Without Redis there is no answer; that is what opens the breaker.
+            let _ = client.should_rate_limit(request("d", &[&[("user", "u")]])).await;
+        }
+        metric(&weir, "weir_store_breaker_open").await.as_deref() == Some("1")
+    })
+    .await;
+    eventually("a feed that is lost", async || {
+        metric(&weir, "weir_records_sync_failures_total").await.is_some_and(|failures| failures != "0")
+    })
+    .await;
+    redis.restart();
+    eventually("Redis is back", async || !lines(&weir, "Redis answers again").is_empty()).await;
+    eventually("health", async || weir.is_healthy().await).await;
+
+    let log = weir.log();
+    assert_eq!(lines(&weir, "WARN").len(), 1, "{log}");
+    assert!(lines(&weir, "WARN")[0].contains("reason="), "{log}");
+    let back = lines(&weir, "Redis answers again");
+    assert!(back.len() == 1 && back[0].contains("INFO") && back[0].contains("away_ms="), "{log}");
+    assert_eq!(lines(&weir, "connected to Redis").len(), 1, "{log}");
+}
+
+#[tokio::test]
+async fn another_reason_for_a_lost_redis_is_another_warning() {
+    let mut redis = RedisServer::start();
+    let weir = Settings::with_rules(RULES).redis(&redis.url()).flag("--threads", "2").start().await;
+    redis.kill();
+    eventually("a word about it", async || !lines(&weir, "WARN").is_empty()).await;
+    redis.restart_with(&["--requirepass", "unguessable"]);
+    eventually("the other reason", async || !lines(&weir, "NOAUTH").is_empty()).await;
+    let failures = async || metric(&weir, "weir_records_sync_failures_total").await.and_then(|text| text.parse::<u64>().ok());
+    let before = failures().await.expect("a number");
+    eventually("more attempts", async || failures().await.is_some_and(|now| now > before + 2)).await;
+    assert_eq!(lines(&weir, "WARN").len(), 2, "{}", weir.log());
 }
 
 #[tokio::test]

@@ -278,7 +278,7 @@ async fn why_there_is_no_connection_is_told_again_when_it_is_another_reason() {
     store.ready().await;
     server.kill();
     not_ready(&store).await;
-    let told = || log.text().matches("no connection to Redis").count();
+    let told = || log.text().matches("failing").count();
     let fails_by = async |reason: &str| {
         let answer = store.probe().await;
         matches!(answer, Err(StoreError::Unavailable(told)) if told.contains(reason))

@@ -73,7 +73,7 @@ async fn comes_back(weir: &Weir) {
 /// One line when it went, one when it came back, and none for a connection.
 fn is_told_once(weir: &Weir, connected: usize, reason: &str) {
     let log = weir.log();
-    assert_eq!([said(weir, "the store is failing"), said(weir, "the store answers again")], [1, 1], "{log}");
+    assert_eq!([said(weir, "Redis is failing"), said(weir, "Redis answers again")], [1, 1], "{log}");
     assert_eq!([said(weir, reason), said(weir, "still failing"), said(weir, "given up")], [1, 0, 0], "{log}");
     assert_eq!(said(weir, "connected to Redis"), connected, "{log}");
 }
@@ -113,6 +113,6 @@ async fn without_calls_it_is_told_too_and_so_is_another_reason() {
     redis.command::<String>(&["REPLICAOF", "127.0.0.1", "1"]).await;
     eventually("the other reason", async || said(&weir, "read only replica") > 0).await;
     stays_away(&weir, &redis).await;
-    let told = ["the store is failing", "maxmemory", "still failing", "read only replica", "given up", "answers again"];
+    let told = ["Redis is failing", "maxmemory", "still failing", "read only replica", "given up", "Redis answers again"];
     assert_eq!(told.map(|what| said(&weir, what)), [1, 1, 1, 1, 0, 0], "{}", weir.log());
 }

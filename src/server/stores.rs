@@ -64,9 +64,10 @@ impl Stores {
             connect_timeout: CONNECT_TIMEOUT,
             store_timeout: settings.store_timeout,
         })?;
+        let breaker = SharedBreaker::new(settings.store_timeout).within(connector.outage());
         Ok(Stores::Redis(Arc::new(RedisStores {
             connector,
-            breaker: Arc::new(SharedBreaker::new(settings.store_timeout)),
+            breaker: Arc::new(breaker),
             refusals: Arc::new(Refusals::new(settings.local_cache_bytes)),
             metrics: metrics.clone(),
             replicas: settings.replicas,

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::breaker::{Breaker, JITTER};
+use super::outage::{Outage, Part};
 use super::reservations::{Gated, Kept, Passed, ReservationStore};
 use super::{Group, Outcomes, Store, StoreError, Wait};
 use crate::limit::Micros;
@@ -56,6 +57,8 @@ pub struct SharedBreaker {
     counted: Mutex<Counted>,
     /// What the last change of state made it.
     open: watch::Sender<bool>,
+    /// What the breaker tells the log.
+    part: Mutex<Part>,
 }
 
 #[derive(Default)]
@@ -63,8 +66,6 @@ struct Counted {
     breaker: Breaker,
     tallies: Vec<Arc<Tally>>,
     probes: Vec<ProbeOne>,
-    /// Why the store fails, as the log told it last.
-    told: Option<StoreError>,
 }
 
 /// `None` when the store is gone.
@@ -150,7 +151,14 @@ impl SharedBreaker {
             patience: store_timeout - store_timeout / QUEUEING_SHARE,
             counted: Mutex::default(),
             open: watch::Sender::new(false),
+            part: Mutex::new(Arc::<Outage>::default().part()),
         }
+    }
+
+    /// Tells the log of the store's failures together with everything else that notices them.
+    pub fn within(mut self, outage: &Arc<Outage>) -> SharedBreaker {
+        *self.part.get_mut() = outage.part();
+        self
     }
 
     /// The store is failing: calls are refused.
@@ -216,11 +224,14 @@ impl SharedBreaker {
         let mut counted = self.counted.lock();
         counted.tally(now);
         if count(&mut counted.breaker, now) {
-            counted.told = Some(error.clone());
             self.is_open.store(true, Ordering::Relaxed);
             self.open.send_replace(true);
             drop(counted);
-            tracing::warn!(%error, "the store is failing; it is not asked again before it answers a probe");
+            match error {
+                StoreError::Refused(reason) => self.part.lock().refused(reason),
+                StoreError::Unavailable(reason) => self.part.lock().lost(reason),
+                error => self.part.lock().lost(&error.to_string()),
+            }
         }
     }
 
@@ -229,19 +240,16 @@ impl SharedBreaker {
         let is_good = answers.iter().any(Result::is_ok);
         let mut counted = self.counted.lock();
         let closed = counted.breaker.probed(now, is_good);
-        if let Some(refusal) = answers.iter().find_map(refusal).filter(|_| !is_good)
-            && counted.told.as_ref() != Some(refusal)
-        {
-            counted.told = Some(refusal.clone());
-            tracing::warn!(error = %refusal, "the store is still failing, and says why");
+        if let Some(refusal) = answers.iter().find_map(refusal).filter(|_| !is_good) {
+            self.part.lock().refused(refusal);
         }
-        if let Some(closed) = closed {
+        if closed.is_some() {
             // What was answered before it opened is no news.
             counted.take_tallies();
             self.is_open.store(false, Ordering::Relaxed);
             self.open.send_replace(false);
             drop(counted);
-            tracing::info!(failed_for_ms = closed.open_for / 1_000, "the store answers again");
+            self.part.lock().back();
         }
     }
 }
@@ -259,8 +267,11 @@ impl Counted {
     }
 }
 
-fn refusal(answer: &Result<(), StoreError>) -> Option<&StoreError> {
-    answer.as_ref().err().filter(|error| matches!(error, StoreError::Refused(_)))
+fn refusal(answer: &Result<(), StoreError>) -> Option<&str> {
+    match answer {
+        Err(StoreError::Refused(reason)) => Some(reason),
+        _ => None,
+    }
 }
 
 /// Not for secrets: for replicas not to probe at one instant.

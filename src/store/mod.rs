@@ -7,6 +7,7 @@ pub mod deny_cache;
 pub mod guard;
 pub mod history;
 pub mod memory;
+pub mod outage;
 pub mod records;
 pub mod redis;
 pub mod reservations;

@@ -16,7 +16,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::connect::{Connector, Dialer, Link, Pauses};
 use super::failure::Failure;
 use super::wire::{self, Encoded, Listing};
-use super::{STRANGE, script, unavailable};
+use super::{CLOSED, STRANGE, script, unavailable};
+use crate::store::outage::Part;
 use crate::store::{Clock, Outcomes, StoreError, Wait};
 
 /// Requests in the channel, and as many again that were taken off it, wait for the call under way; more than 10 ms of them at full
@@ -115,47 +116,41 @@ pub(super) struct Lane {
     /// Someone asks for a connection: no reason to pause any longer.
     pub(super) wanted: Arc<Notify>,
     pub(super) last_reply: Arc<LastReply>,
+    /// What this lane tells the log.
+    pub(super) part: Part,
 }
 
 impl Lane {
     /// Until the store is dropped.
     pub(super) async fn run(mut self) {
-        // That a server refuses what it is asked is told by the breaker, once; that it does so over a new connection too is no news.
-        let mut is_news = true;
-        while let ControlFlow::Continue(link) = self.connect(&mut is_news).await {
+        while let ControlFlow::Continue(link) = self.connect().await {
             self.status.send_replace(Status::Ready(Link::clone(&link)));
-            if is_news {
-                tracing::info!("connected to Redis");
-            }
+            self.part.back();
             let given_up = self.serve(&link).await;
             self.status.send_replace(Status::Connecting);
             self.last_reply.forget();
             // Closes it, once nobody else uses it.
             drop(Object::take(link));
             let ControlFlow::Continue(Failure { reason, is_refusal, .. }) = given_up else { return };
-            is_news = !is_refusal;
-            if is_news {
-                tracing::warn!(reason = &*reason, "the connection to Redis is given up");
+            // The breaker logs that the server refuses what it is asked; it still takes connections.
+            if !is_refusal {
+                self.part.lost(&reason);
             }
         }
     }
 
-    /// Attempts until there is a connection, or no store any more. Where the log tells of trouble, its end is news.
-    async fn connect(&mut self, is_news: &mut bool) -> ControlFlow<(), Object<Dialer>> {
+    /// Attempts until there is a connection, or no store any more.
+    async fn connect(&mut self) -> ControlFlow<(), Object<Dialer>> {
         let mut down: Option<Arc<str>> = None;
         let mut pauses = Pauses::default();
         loop {
             let connector = self.connector.clone();
             match self.attend(connector.connect(), down.as_ref()).await? {
                 Ok(link) => return ControlFlow::Continue(link),
-                Err(reason) => {
-                    // Not for each attempt, but for each reason: the last one told is the one that stands.
-                    if down.as_ref() != Some(&reason) {
-                        *is_news = true;
-                        tracing::warn!(reason = &*reason, "no connection to Redis; trying again until there is one");
-                    }
-                    self.status.send_replace(Status::Down(Arc::clone(&reason)));
-                    down = Some(reason);
+                Err(failure) => {
+                    failure.tell(&mut self.part);
+                    self.status.send_replace(Status::Down(Arc::clone(&failure.reason)));
+                    down = Some(failure.reason);
                 }
             }
             let wanted = Arc::clone(&self.wanted);
@@ -214,12 +209,12 @@ impl Lane {
         let mut lost = link.lost();
         loop {
             if *lost.borrow() {
-                return ControlFlow::Continue(Failure::lost("it was closed"));
+                return ControlFlow::Continue(Failure::lost(CLOSED));
             }
             if self.waiting.is_empty() {
                 let first = tokio::select! {
                     biased;
-                    _ = lost.wait_for(|&lost| lost) => return ControlFlow::Continue(Failure::lost("it was closed")),
+                    _ = lost.wait_for(|&lost| lost) => return ControlFlow::Continue(Failure::lost(CLOSED)),
                     first = self.queue.recv() => first,
                 };
                 let Some(first) = first else { return ControlFlow::Break(()) };

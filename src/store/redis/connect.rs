@@ -17,8 +17,10 @@ use foldhash::fast::RandomState;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::failure::Failure;
 use super::listed::Listed;
 use super::script;
+use crate::store::outage::Outage;
 
 /// The most connections of a process: one for each server thread, and a few for administration.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -62,6 +64,8 @@ pub struct Connector {
     pub(super) settings: Arc<RedisSettings>,
     /// What all threads have put into the indexes of subjects.
     pub(super) listed: Arc<Listed>,
+    /// What the log says of this Redis, for all of the process.
+    outage: Arc<Outage>,
 }
 
 impl Connector {
@@ -71,14 +75,19 @@ impl Connector {
         let dialer =
             Dialer { client: client(&settings)?, connect_timeout: settings.connect_timeout, warned: AtomicBool::new(false) };
         let pool = Pool::builder(dialer).max_size(MAX_CONNECTIONS).build().expect("a pool without timeouts needs no runtime");
-        Ok(Connector { pool, settings: Arc::new(settings), listed: Arc::new(Listed::new()) })
+        Ok(Connector { pool, settings: Arc::new(settings), listed: Arc::new(Listed::new()), outage: Arc::default() })
+    }
+
+    /// What the log says of this Redis: everything that notices its loss is a part of it.
+    pub fn outage(&self) -> &Arc<Outage> {
+        &self.outage
     }
 
     /// A new connection that knows the script.
-    pub(super) async fn connect(&self) -> Result<Object<Dialer>, Arc<str>> {
+    pub(super) async fn connect(&self) -> Result<Object<Dialer>, Failure> {
         self.pool.get().await.map_err(|error| match error {
-            PoolError::Backend(error) => Arc::from(error.to_string()),
-            error => Arc::from(error.to_string()),
+            PoolError::Backend(error) => Failure::from(error),
+            error => Failure::lost(&error.to_string()),
         })
     }
 }

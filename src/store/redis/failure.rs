@@ -6,6 +6,7 @@ use std::sync::Arc;
 use deadpool_redis::redis::RedisError;
 
 use crate::store::StoreError;
+use crate::store::outage::Part;
 
 /// What a server answers that refuses all writes, or everything, whoever asks and for whatever. Absent are answers about one request
 /// alone: `NOPERM` may be about its keys, `CROSSSLOT`, `MOVED`, `ASK` and `TRYAGAIN` are, as is `WRONGTYPE`.
@@ -27,6 +28,11 @@ impl Failure {
     /// The connection is of no more use.
     pub(super) fn lost(reason: &str) -> Failure {
         Failure { reason: Arc::from(reason), is_lost: true, is_refusal: false }
+    }
+
+    /// Tells the log why this part has no connection: the server itself said so, or it cannot be reached.
+    pub(super) fn tell(&self, part: &mut Part) {
+        if self.is_refusal || !self.is_lost { part.refused(&self.reason) } else { part.lost(&self.reason) }
     }
 }
 

@@ -69,6 +69,7 @@ impl RedisStore {
             status,
             wanted: Arc::clone(&wanted),
             last_reply: Arc::clone(&last_reply),
+            part: connector.outage().part(),
         };
         tokio::spawn(lane.run());
         let (start, latest_deadline) = (Instant::now(), AtomicU64::new(0));
@@ -199,6 +200,7 @@ impl Future for Queued<'_> {
 
 /// Why there is no answer from a lane that is no more.
 const ENDED: &str = "the connection's task has ended";
+const CLOSED: &str = "the connection was closed";
 const STRANGE: &str = "a reply that is none of the script";
 
 impl Store for RedisStore {

@@ -15,7 +15,9 @@ use super::{Keys, answer, answered, page, texts};
 use crate::limit::{Micros, SECOND};
 use crate::store::Clock;
 use crate::store::records::{MAX_PAGE, MAX_RECORDS, Record, RecordName, Subscriber, readable};
+use crate::store::redis::CLOSED;
 use crate::store::redis::connect::{Connector, Link, Pauses};
+use crate::store::redis::failure::Failure;
 
 /// How often the feed is looked at: a change is in effect everywhere within this and a round trip.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -88,25 +90,33 @@ impl Follower {
     }
 
     async fn follow_forever(&self) {
-        let (mut pauses, mut told) = (Pauses::default(), None);
+        let mut part = self.connector.outage().part();
+        let (mut pauses, mut logged) = (Pauses::default(), None);
         loop {
             match self.connector.connect().await {
                 Ok(object) => {
                     let link = Link::clone(&object);
                     self.status.send_modify(|status| (status.link, status.obstacle) = (Some(link.clone()), None));
-                    let (has_loaded, reason) = self.follow(link).await;
+                    part.back();
+                    let (has_loaded, failure) = self.follow(link).await;
                     if has_loaded {
-                        (pauses, told) = (Pauses::default(), None);
+                        (pauses, logged) = (Pauses::default(), None);
                     }
-                    // Not for each attempt, but for each reason. Why there is no connection is told by those who decide.
-                    if told.as_ref() != Some(&reason) {
-                        tracing::warn!(reason = &*reason, "what operators said is not followed for now; the last known stands");
+                    if failure.is_lost || failure.is_refusal {
+                        failure.tell(&mut part);
+                    } else if logged.as_ref() != Some(&failure.reason) {
+                        // Not for each attempt, but for each reason.
+                        let reason = &*failure.reason;
+                        tracing::warn!(reason, "lost the feed of overrides; weir uses the last known ones and tries again");
+                        logged = Some(Arc::clone(&failure.reason));
                     }
                     drop(Object::take(object));
-                    self.has_failed(Arc::from(&*reason));
-                    told = Some(reason);
+                    self.has_failed(failure.reason);
                 }
-                Err(reason) => self.has_failed(reason),
+                Err(failure) => {
+                    failure.tell(&mut part);
+                    self.has_failed(failure.reason);
+                }
             }
             tokio::select! { () = sleep(pauses.next()) => {}, () = self.wanted.notified() => {} }
         }
@@ -120,14 +130,14 @@ impl Follower {
     }
 
     /// Until the connection is of no more use; says whether it was of any, and why not any more.
-    async fn follow(&self, mut link: Link) -> (bool, String) {
+    async fn follow(&self, mut link: Link) -> (bool, Failure) {
         match self.load(&mut link).await {
             Ok(position) => (true, self.follow_from(position, link).await),
-            Err(error) => (false, reason(error)),
+            Err(error) => (false, failure(error)),
         }
     }
 
-    async fn follow_from(&self, mut position: Position, mut link: Link) -> String {
+    async fn follow_from(&self, mut position: Position, mut link: Link) -> Failure {
         let mut every = interval(LOOK_EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut lost = link.lost();
@@ -137,7 +147,7 @@ impl Follower {
                 status.position.replace(position) != Some(position)
             });
             tokio::select! {
-                _ = lost.wait_for(|&lost| lost) => return "the connection was closed".to_owned(),
+                _ = lost.wait_for(|&lost| lost) => return Failure::lost(CLOSED),
                 _ = every.tick() => {}
                 () = self.wanted.notified() => {}
             }
@@ -145,9 +155,9 @@ impl Follower {
                 Ok(ControlFlow::Continue(position)) => position,
                 Ok(ControlFlow::Break(())) => match self.load(&mut link).await {
                     Ok(position) => position,
-                    Err(error) => return reason(error),
+                    Err(error) => return failure(error),
                 },
-                Err(error) => return reason(error),
+                Err(error) => return failure(error),
             };
         }
     }
@@ -177,7 +187,10 @@ impl Follower {
             let named = names.iter().zip(&found).filter_map(|(name, text)| Some((Cow::from(&**name), lossy(text.as_ref()?))));
             records.extend(readable(named));
         }
-        tracing::info!(records = records.len(), "records loaded");
+        // Loaded anew after an outage: the line that tells of its end is enough.
+        if self.status.borrow().position.is_none() {
+            tracing::info!(records = records.len(), "overrides, tiers and switches are loaded");
+        }
         self.subscriber.replaced(records);
         Ok(position)
     }
@@ -209,8 +222,8 @@ impl Follower {
     }
 }
 
-fn reason(error: Option<RedisError>) -> String {
-    error.map_or("no answer in time".to_owned(), |error| error.to_string())
+fn failure(error: Option<RedisError>) -> Failure {
+    error.map_or_else(|| Failure::lost("no answer in time"), Failure::from)
 }
 
 fn lossy(text: &[u8]) -> Cow<'_, str> {
