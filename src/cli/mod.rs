@@ -8,6 +8,7 @@ mod schema;
 mod serve;
 mod welcome;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -48,7 +49,7 @@ enum Command {
 /// # Errors
 /// Whatever kept it from doing so, in words for the person who typed it.
 pub fn run() -> anyhow::Result<ExitCode> {
-    let Cli { command, serve } = Cli::parse();
+    let Cli { command, serve } = Cli::parse_from(arguments(std::env::args_os()));
     match command.unwrap_or(Command::Serve(serve)) {
         Command::Serve(given) => serve::run(&given),
         Command::Check(args) => check::run(&args),
@@ -58,6 +59,19 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Completions(args) => completions::run(&args, Cli::command()),
     }
     .map(|()| ExitCode::SUCCESS)
+}
+
+/// What was typed. After `help`, clap takes `--help` for the name of a command; it asks for what `help` alone prints.
+fn arguments(typed: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = typed.collect();
+    if arguments.get(1).is_some_and(|command| command == "help") {
+        let typed = arguments.len();
+        arguments.retain(|argument| argument != "--help" && argument != "-h");
+        if arguments.len() == 2 && typed > 2 {
+            arguments.push("help".into());
+        }
+    }
+    arguments
 }
 
 /// A reader who has seen enough is no error.

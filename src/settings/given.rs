@@ -1,9 +1,10 @@
 //! What was given, where, and which of it counts.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, ArgMatches, Command};
 
 use super::file;
@@ -23,19 +24,36 @@ impl Given {
 
 impl clap::Args for Given {
     fn augment_args(command: Command) -> Command {
-        let switch = |arg: Arg| arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false");
         [&FILE].into_iter().chain(NAMES).fold(command, |command, name| {
             let arg = Arg::new(name.key).long(name.flag()).help(help(name));
+            // The help lists the values in its words.
+            let arg = arg.value_parser(FlagValue(name.values)).hide_possible_values(true);
             command.arg(match name.value {
                 // A value that looks like a flag, such as -1ms, is told of as in a variable: what is allowed in its place.
-                Some(value) => arg.value_name(value).allow_hyphen_values(true).value_parser(value_of_flag),
-                None => switch(arg),
+                Some(value) => arg.value_name(value).allow_hyphen_values(true),
+                None => arg.num_args(0..=1).default_missing_value("true").value_name("true|false"),
             })
         })
     }
 
     fn augment_args_for_update(command: Command) -> Command {
         Given::augment_args(command)
+    }
+}
+
+/// Takes any text, for [`Layers`] to say what is allowed, and knows the words that a shell offers.
+#[derive(Clone, Copy, Debug)]
+struct FlagValue(&'static [&'static str]);
+
+impl TypedValueParser for FlagValue {
+    type Value = String;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        StringValueParser::new().try_map(|text| value_of_flag(&text)).parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        (!self.0.is_empty()).then(|| Box::new(self.0.iter().map(PossibleValue::new)) as Box<_>)
     }
 }
 

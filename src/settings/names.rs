@@ -9,6 +9,8 @@ pub struct Name {
     pub is_known: bool,
     /// What stands for the value in the help; `None` for a switch, which may stand without one.
     pub value: Option<&'static str>,
+    /// The values to offer where a shell completes it; empty where there are too many to list.
+    pub values: &'static [&'static str],
     /// As the value would be written; empty where there is none.
     pub default: &'static str,
     pub help: &'static str,
@@ -37,23 +39,31 @@ impl Name {
 }
 
 const fn own(key: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Name {
-    Name { key, is_known: false, value: Some(value), default, help }
+    Name { key, is_known: false, value: Some(value), values: &[], default, help }
 }
 
 const fn own_switch(key: &'static str, help: &'static str) -> Name {
-    Name { key, is_known: false, value: None, default: "false", help }
+    Name { key, is_known: false, value: None, values: &["true", "false"], default: "false", help }
 }
 
 const fn known(key: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Name {
-    Name { key, is_known: true, value: Some(value), default, help }
+    Name { key, is_known: true, value: Some(value), values: &[], default, help }
 }
 
 const fn known_switch(key: &'static str, help: &'static str) -> Name {
-    Name { key, is_known: true, value: None, default: "false", help }
+    Name { key, is_known: true, value: None, values: &["true", "false"], default: "false", help }
+}
+
+/// A setting that takes one of a few words.
+const fn one_of(name: Name, values: &'static [&'static str]) -> Name {
+    Name { values, ..name }
 }
 
 /// The settings file itself, which no settings file can name.
 pub const FILE: Name = own("config", "FILE", "", "Settings file: YAML, a key for each setting below, with underscores");
+
+/// Every level of the log, the quietest first.
+pub(super) const LOG_LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
 
 /// All others.
 pub const NAMES: &[Name] = &[
@@ -73,9 +83,15 @@ pub const NAMES: &[Name] = &[
     own("threads", "N", "", "Threads that serve gRPC; else as many as there are cores"),
     own("max_connection_age", "TIME", "5m", "When a gRPC connection is asked to be opened anew, give or take 10 %"),
     own("drain_delay", "TIME", "5s", "How long calls are still taken after SIGTERM, while health says NOT_SERVING"),
-    own("log_level", "FILTER", "info", "off, error, warn, info, debug, trace, or directives such as weir=debug"),
-    own("log_format", "FORMAT", "text", "text or json"),
-    known("charge", "WHICH", "auto", "Refused hits that count all the same: auto, admitted (none) or always (all)"),
+    one_of(
+        own("log_level", "FILTER", "info", "off, error, warn, info, debug, trace, or directives such as weir=debug"),
+        LOG_LEVELS,
+    ),
+    one_of(own("log_format", "FORMAT", "text", "text or json"), &["text", "json"]),
+    one_of(
+        known("charge", "WHICH", "auto", "Refused hits that count all the same: auto, admitted (none) or always (all)"),
+        &["auto", "admitted", "always"],
+    ),
     known_switch("shadow_mode", "Count and answer truthfully for each descriptor, but refuse no request"),
     known_switch("quota_mode", "Treat every descriptor as one of quota_mode: refuse when all are over"),
     known_switch("limit_response_headers_enabled", "Add the three headers below to every answer about a limit"),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+use super::names::LOG_LEVELS;
 use super::{LogFormat, StoreSetting};
 use crate::admin::access::{Access, AccessSettings};
 use crate::rules::ChargeRule;
@@ -110,7 +111,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
 pub(super) fn filter(text: &str) -> Parsed<String> {
     let allowed = || "use off, error, warn, info, debug or trace, or directives such as weir=debug,info".to_owned();
     // A single word would pass as the name of a module.
-    let is_level = ["off", "error", "warn", "info", "debug", "trace"].contains(&text.to_ascii_lowercase().as_str());
+    let is_level = LOG_LEVELS.contains(&text.to_ascii_lowercase().as_str());
     let is_directive = text.contains(['=', ',']) && EnvFilter::try_new(text).is_ok();
     if is_level || is_directive { Ok(text.to_owned()) } else { Err(allowed()) }
 }

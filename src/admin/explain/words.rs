@@ -222,8 +222,9 @@ impl Sentences<'_, '_, '_> {
     }
 
     fn time(&self, after: Micros) -> String {
-        let micros = i64::try_from(self.0.now.saturating_add(after)).unwrap_or(i64::MAX);
-        jiff::Timestamp::from_microsecond(micros).map_or_else(|_| "later".to_owned(), |time| time.to_string())
+        // To the millisecond, and never too early.
+        let millis = i64::try_from(self.0.now.saturating_add(after).div_ceil(1_000)).unwrap_or(i64::MAX);
+        jiff::Timestamp::from_millisecond(millis).map_or_else(|_| "later".to_owned(), |time| time.to_string())
     }
 }
 

@@ -75,7 +75,7 @@ async fn explain(args: &ExplainArgs) -> anyhow::Result<String> {
             let path = format!("/v1/domains/{}/explain", escaped(&args.domain));
             let asked = json!({"descriptors": args.descriptors(), "hits": args.hits});
             let said = args.connection.client()?.call(Method::POST, &path, Some(&asked)).await?;
-            (said, format!("weir at {}", args.connection.admin))
+            (said, format!("weir at {}", args.connection.address()?))
         }
     };
     args.connection.show(&said, |said| text::text(said, &by))?;

@@ -10,11 +10,13 @@ mod reset;
 mod table;
 mod usage;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::builder::{OsStringValueParser, TypedValueParser};
+use anyhow::anyhow;
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::print;
@@ -41,25 +43,24 @@ pub(super) enum AdminCommand {
 /// Where the admin API is, and how its answers are shown.
 #[derive(Clone, Debug, Args)]
 struct Connection {
-    /// The admin API of any replica.
-    #[arg(long, value_name = "URL", env = unless_empty("WEIR_ADMIN"), value_parser = url(), default_value = "http://127.0.0.1:6070")]
-    admin: String,
-    /// A file with the bearer token: the token alone, or `name token` as the server has it.
-    #[arg(long, value_name = "FILE", env = unless_empty("WEIR_ADMIN_TOKEN_FILE"))]
+    // What comes from the environment is no argument: clap would show it as one that has to be typed.
+    /// The admin API of any replica [env: WEIR_ADMIN] [default: http://127.0.0.1:6070]
+    #[arg(long, value_name = "URL")]
+    admin: Option<String>,
+    /// A file with the bearer token: the token alone, or `name token` as the server has it [env: WEIR_ADMIN_TOKEN_FILE]
+    #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Prints the answer as JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// A variable that is set to nothing counts as not set.
-fn unless_empty(variable: &'static str) -> Option<&'static str> {
-    Some(variable).filter(|variable| std::env::var_os(variable).is_none_or(|value| !value.is_empty()))
-}
+/// Where the admin API is, unless a flag or a variable says otherwise.
+const ADMIN: &str = "http://127.0.0.1:6070";
 
-/// Text; what is none names the variable, where it may come from.
-fn url() -> impl TypedValueParser<Value = String> {
-    OsStringValueParser::new().try_map(|text| text.into_string().map_err(|_| "--admin or WEIR_ADMIN is not UTF-8"))
+/// A variable that is set to nothing counts as not set.
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// Whom it is about.
@@ -95,8 +96,18 @@ pub(super) fn run(command: AdminCommand) -> anyhow::Result<ExitCode> {
 }
 
 impl Connection {
+    /// The admin API's address: by the flag, else the environment, else the default.
+    fn address(&self) -> anyhow::Result<String> {
+        match (&self.admin, variable("WEIR_ADMIN")) {
+            (Some(address), _) => Ok(address.clone()),
+            (None, Some(address)) => address.into_string().map_err(|_| anyhow!("WEIR_ADMIN is not UTF-8")),
+            (None, None) => Ok(ADMIN.to_owned()),
+        }
+    }
+
     fn client(&self) -> anyhow::Result<Client> {
-        Client::new(&self.admin, self.token_file.as_deref())
+        let token_file = self.token_file.clone().or_else(|| variable("WEIR_ADMIN_TOKEN_FILE").map(PathBuf::from));
+        Client::new(&self.address()?, token_file.as_deref())
     }
 
     /// The answer as JSON, if that was asked for; else by `text`.
@@ -115,9 +126,40 @@ fn text<'v>(value: &'v Value, field: &str) -> &'v str {
 fn standing(subject: &Value) -> impl Iterator<Item = String> {
     let words = [("tier", "tier"), ("blocked_until", "blocked until"), ("allowed_until", "exempt until")];
     let said = words.into_iter().map(|(field, words)| (words, text(subject, field)));
-    said.filter(|(_, value)| !value.is_empty()).map(|(words, value)| format!("{words} {value}"))
+    said.filter(|(_, value)| !value.is_empty()).map(|(words, value)| format!("{words} {}", to_millis(value)))
+}
+
+/// A moment as people read it: to the millisecond, never before it is. Other text stays as it is.
+fn to_millis(text: &str) -> String {
+    let moment = text.parse::<Timestamp>().ok();
+    let rounded = moment.and_then(|moment| Timestamp::from_millisecond(ceil(moment.as_nanosecond(), 1_000_000)?).ok());
+    rounded.map_or_else(|| text.to_owned(), |moment| moment.to_string())
+}
+
+fn ceil(number: i128, unit: i128) -> Option<i64> {
+    let is_whole = number.rem_euclid(unit) == 0;
+    i64::try_from(number.div_euclid(unit) + i128::from(!is_whole)).ok()
 }
 
 fn items<'v>(value: &'v Value, field: &str) -> &'v [Value] {
     value[field].as_array().map_or(&[], Vec::as_slice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_shown_to_the_millisecond_and_never_too_early() {
+        for (written, shown) in [
+            ("2027-01-15T08:00:00.000001Z", "2027-01-15T08:00:00.001Z"),
+            ("2027-01-15T08:00:00.123Z", "2027-01-15T08:00:00.123Z"),
+            ("2027-01-15T07:59:59.999500Z", "2027-01-15T08:00:00Z"),
+            ("2027-01-15T08:00:00Z", "2027-01-15T08:00:00Z"),
+            ("1969-12-31T23:59:59.9999Z", "1970-01-01T00:00:00Z"),
+            ("pro", "pro"),
+        ] {
+            assert_eq!(to_millis(written), shown);
+        }
+    }
 }

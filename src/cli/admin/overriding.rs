@@ -2,6 +2,7 @@
 
 use anyhow::{anyhow, ensure};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use http::Method;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -10,6 +11,7 @@ use super::client::escaped;
 use super::table::table;
 use super::{Connection, items, standing, text};
 use crate::config::parse_duration;
+use crate::limit::Algorithm;
 use crate::store::records;
 
 /// Without any change, shows what is said of the subject; without a subject, lists all of the domain.
@@ -26,7 +28,7 @@ pub(crate) struct OverrideArgs {
     #[arg(long, value_name = "NAME")]
     rule: Option<String>,
     /// How the limits count; else as the rule does.
-    #[arg(long, value_name = "NAME", requires = "limit")]
+    #[arg(long, value_name = "NAME", requires = "limit", value_parser = algorithms())]
     algorithm: Option<String>,
     /// The capacity of the bucket.
     #[arg(long, value_name = "N", requires = "limit")]
@@ -57,6 +59,11 @@ pub(crate) struct OverrideArgs {
     remove: bool,
     #[command(flatten)]
     connection: Connection,
+}
+
+/// The algorithms that a limit may count by.
+fn algorithms() -> PossibleValuesParser {
+    Algorithm::OF_RATES.map(Algorithm::name).into()
 }
 
 pub(super) async fn run(args: OverrideArgs) -> anyhow::Result<()> {

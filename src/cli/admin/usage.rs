@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::client::escaped;
 use super::table::table;
-use super::{Connection, Subject, items, print, standing, text};
+use super::{Connection, Subject, items, print, standing, text, to_millis};
 
 #[derive(Debug, Args)]
 pub(crate) struct UsageArgs {
@@ -60,7 +60,7 @@ fn usage_text(usage: &Value) -> String {
             let numbers = ["requests", "used", "remaining"].map(|field| limit[field].to_string());
             let resets = match text(limit, "resets_at") {
                 "" => "-".to_owned(),
-                time => time.to_owned(),
+                time => to_millis(time),
             };
             words.into_iter().chain(numbers).chain([resets]).collect()
         })
