@@ -213,3 +213,89 @@ async fn sigterm_ends_a_server_whose_redis_hangs() {
     eventually("the end", async || weir.ended().is_some()).await;
     redis.resume();
 }
+
+/// Rules with a queue whose second request is held back.
+fn with_queue(window: &str) -> String {
+    let held = format!("{{window: {window}, requests: 1, burst: 5, algorithm: leaky_bucket, max_wait: 1h}}");
+    rules(5) + &format!("  - {{key: queue, rate_limit: {held}}}\n")
+}
+
+/// A call that is held back, on a connection of its own; it is under way when this returns.
+async fn held(weir: &Weir) -> tokio::task::JoinHandle<Result<RateLimitResponse, tonic::Status>> {
+    let mut client = weir.client().await;
+    let mut same_connection = client.clone();
+    ask(&mut client, request("d", &[&[("queue", "q")]])).await;
+    let under_way = tokio::spawn(async move {
+        let answer = client.should_rate_limit(request("d", &[&[("queue", "q")]])).await;
+        answer.map(tonic::Response::into_inner)
+    });
+    // What is counted here was sent after that call, over the same connection.
+    let mut look = request("d", &[&[("queue", "q")]]);
+    look.descriptors[0].hits_addend = Some(0);
+    eventually("a call under way", async || ask(&mut same_connection, look.clone()).await.statuses[0].limit_remaining < 4).await;
+    under_way
+}
+
+async fn exit_code(weir: &mut Weir) -> Option<i32> {
+    eventually("the end", async || weir.ended().is_some()).await;
+    weir.ended().and_then(|status| status.code())
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_at_once_where_no_call_is_under_way() {
+    // The delay is longer than anything is waited for.
+    let mut weir = Settings::with_rules(&rules(5)).flag("--drain-delay", "1h").start().await;
+    let mut idle = weir.client().await;
+    ask(&mut idle, request("d", &[&[("user", "u")]])).await;
+    let silent = tokio::net::TcpStream::connect(("127.0.0.1", weir.grpc)).await.expect("weir listens");
+    weir.signal("INT");
+    assert_eq!(exit_code(&mut weir).await, Some(0), "{}", weir.log());
+    let log = weir.log();
+    assert!(log.contains("stopping") && log.contains("stopped"), "{log}");
+    drop((idle, silent));
+}
+
+#[tokio::test]
+async fn ctrl_c_drains_calls_under_way_and_says_so() {
+    let mut weir = Settings::with_rules(&with_queue("10s")).flag("--drain-delay", "1h").start().await;
+    let under_way = held(&weir).await;
+    weir.signal("INT");
+    eventually("a word about the drain", async || weir.log().contains("a second Ctrl-C or SIGTERM ends weir now")).await;
+    let answer = under_way.await.expect("no panic").expect("a call under way is answered");
+    assert_eq!(answer.overall_code(), Code::Ok);
+    assert_eq!(exit_code(&mut weir).await, Some(0), "{}", weir.log());
+}
+
+#[tokio::test]
+async fn a_second_signal_of_either_kind_ends_at_once() {
+    for (first, second, code) in [("INT", "INT", 130), ("INT", "TERM", 143), ("TERM", "TERM", 143), ("TERM", "INT", 130)] {
+        let settings = Settings::with_rules(&with_queue("1h")).flag("--drain-delay", "1h").flag("--log-level", "debug");
+        let mut weir = settings.start().await;
+        let under_way = held(&weir).await;
+        weir.signal(first);
+        let word = if first == "INT" { "draining" } else { "stopping" };
+        eventually("a word about the first", async || weir.log().contains(word)).await;
+        weir.signal(second);
+        assert_eq!(exit_code(&mut weir).await, Some(code), "{first}, {second}: {}", weir.log());
+        assert!(under_way.await.expect("no panic").is_err(), "the call is cut");
+        assert!(!weir.log().contains("grace period"), "nothing is waited for: {}", weir.log());
+    }
+}
+
+#[tokio::test]
+async fn all_that_a_server_prints_is_json_where_logs_are() {
+    let mut weir = Settings::with_rules(&rules(5)).flag("--log-format", "json").flag("--drain-delay", "0s").start().await;
+    ask(&mut weir.client().await, request("unknown", &[&[("user", "u")]])).await;
+    weir.signal("TERM");
+    assert_eq!(exit_code(&mut weir).await, Some(0), "{}", weir.log());
+    let log = weir.log();
+    let lines: Vec<serde_json::Value> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect();
+    let started: Vec<_> = lines.iter().filter(|line| line["message"] == "weir has started").collect();
+    assert_eq!(started.len(), 1, "{log}");
+    assert_eq!(started[0]["grpc"], format!("127.0.0.1:{}", weir.grpc));
+    for line in &lines {
+        let timestamp = line["timestamp"].as_str().expect("every line has a time");
+        assert!(timestamp.len() == "2026-11-30T18:08:03.123Z".len() && timestamp.ends_with('Z'), "{timestamp}");
+    }
+}

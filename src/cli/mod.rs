@@ -51,7 +51,7 @@ enum Command {
 pub fn run() -> anyhow::Result<ExitCode> {
     let Cli { command, serve } = Cli::parse_from(arguments(std::env::args_os()));
     match command.unwrap_or(Command::Serve(serve)) {
-        Command::Serve(given) => serve::run(&given),
+        Command::Serve(given) => return serve::run(&given),
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(*args),
         Command::Admin(command) => return admin::run(command),

@@ -1,8 +1,10 @@
 //! `weir serve`.
 
+use std::io::Write as _;
+use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::welcome;
 use crate::server::Server;
@@ -13,29 +15,75 @@ use crate::telemetry::logs;
 /// clearing to the next: what the allocator keeps for a thread goes back only as that thread allocates, or ends.
 const IDLE_THREAD: Duration = Duration::from_millis(100);
 
-/// Serves until it is told to stop.
-pub(super) fn run(given: &Given) -> anyhow::Result<()> {
+/// The exit codes of a server that a second signal ended, as a shell has them: 128 and the signal's number.
+const INTERRUPTED: u8 = 128 + 2;
+const TERMINATED: u8 = 128 + 15;
+
+/// Serves until a signal stops it.
+pub(super) fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let settings = Settings::resolve(given, &|variable| std::env::var_os(variable))?;
-    logs::start(settings.log.filter(), settings.log.format == LogFormat::Json);
+    let as_json = settings.log.format == LogFormat::Json;
+    logs::start(settings.log.filter(), as_json);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(IDLE_THREAD).build()?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
+    let code = runtime.block_on(async {
+        let mut signals = Signals::new()?;
         let mut hang_up = signal(SignalKind::hangup())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         let server = Server::start(settings.clone()).await?;
-        print!("{}", welcome::text(&settings, server.addresses, &server.shared.rules()));
-        loop {
+        say(&welcome::text(&settings, server.addresses, &server.shared.rules(), as_json));
+        let first = loop {
             tokio::select! {
                 _ = hang_up.recv() => server.reload(),
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                first = signals.next() => break first,
+            }
+        };
+        let stopped = async {
+            match first {
+                Stop::Terminate => server.stop().await,
+                Stop::Interrupt => server.stop_without_delay().await,
+            }
+        };
+        tokio::select! {
+            () = stopped => Ok(ExitCode::SUCCESS),
+            second = signals.next() => {
+                tracing::warn!("a second signal: weir ends now, and cuts the calls under way");
+                Ok(ExitCode::from(match second {
+                    Stop::Terminate => TERMINATED,
+                    Stop::Interrupt => INTERRUPTED,
+                }))
             }
         }
+    });
+    // After a second signal, the threads that serve may still be waited for.
+    runtime.shutdown_background();
+    code
+}
+
+/// Nobody needs to read it.
+fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// A signal that stops the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    Terminate,
+    Interrupt,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> Stop {
         tokio::select! {
-            () = server.stop() => {}
-            _ = terminate.recv() => tracing::warn!("told to stop twice: calls in flight are cut"),
-            _ = interrupt.recv() => tracing::warn!("told to stop twice: calls in flight are cut"),
+            _ = self.terminate.recv() => Stop::Terminate,
+            _ = self.interrupt.recv() => Stop::Interrupt,
         }
-        Ok(())
-    })
+    }
 }

@@ -11,13 +11,39 @@ use crate::rules::request::Entry;
 use crate::rules::{Domain, Rule, RuleSet};
 use crate::server::Addresses;
 use crate::settings::{Settings, StoreSetting, redacted};
+use crate::telemetry::logs;
 
-/// A few lines for whoever started it.
-pub(super) fn text(settings: &Settings, addresses: Addresses, rules: &RuleSet) -> String {
+/// What a server without rules says instead of how many there are.
+const NO_RULES: &str = "no rules are in force; every call is answered UNAVAILABLE until they are mended";
+
+/// A few lines for whoever started it; where logs are JSON, one line of JSON like theirs.
+pub(super) fn text(settings: &Settings, addresses: Addresses, rules: &RuleSet, as_json: bool) -> String {
     let store = match &settings.store {
         StoreSetting::Memory => "memory".into(),
         StoreSetting::Redis { url, .. } => redacted(url),
     };
+    if as_json { json_line(settings, addresses, rules, &store) } else { lines(settings, addresses, rules, &store) }
+}
+
+fn json_line(settings: &Settings, addresses: Addresses, rules: &RuleSet, store: &str) -> String {
+    let message = if rules.revision == 0 { NO_RULES } else { "weir has started" };
+    let line = json!({
+        "timestamp": logs::now(),
+        "level": "INFO",
+        "message": message,
+        "version": env!("CARGO_PKG_VERSION"),
+        "store": store,
+        "grpc": addresses.grpc.to_string(),
+        "http": addresses.http.to_string(),
+        "admin": addresses.admin.to_string(),
+        "path": settings.rules.display().to_string(),
+        "domains": rules.domains.len(),
+        "rules": rules.rule_count(),
+    });
+    format!("{line}\n")
+}
+
+fn lines(settings: &Settings, addresses: Addresses, rules: &RuleSet, store: &str) -> String {
     let mut text = format!(
         "weir {} decides by counters in {store}\n  gRPC   {}\n  HTTP   {} (POST /json, GET /healthcheck)\n  admin  {} (GET /metrics, \
          GET /rules)\n",
@@ -28,7 +54,7 @@ pub(super) fn text(settings: &Settings, addresses: Addresses, rules: &RuleSet) -
     );
     let path = settings.rules.display();
     if rules.revision == 0 {
-        let _ = writeln!(text, "  rules  {path}: none in force; every call is answered UNAVAILABLE until they are mended");
+        let _ = writeln!(text, "  rules  {path}: {NO_RULES}");
         return text;
     }
     let _ = writeln!(text, "  rules  {path}: {} in {}", count(rules.rule_count(), "rule"), count(rules.domains.len(), "domain"));
@@ -123,7 +149,7 @@ mod tests {
         let said = |http: &str, grpc: &str| {
             let addresses =
                 Addresses { grpc: grpc.parse().unwrap(), http: http.parse().unwrap(), admin: "127.0.0.1:6070".parse().unwrap() };
-            text(&Settings::default(), addresses, &loaded.rules)
+            text(&Settings::default(), addresses, &loaded.rules, false)
         };
         for (http, grpc, to) in [
             ("0.0.0.0:1", "[::]:2", ["curl -s localhost:1/json -d ", "' localhost:2 envoy."]),
@@ -132,6 +158,22 @@ mod tests {
         ] {
             let said = said(http, grpc);
             assert!(to.iter().all(|to| said.contains(to)), "{said}");
+        }
+    }
+
+    #[test]
+    fn beside_logs_in_json_it_is_one_line_of_json() {
+        let listens = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let addresses = Addresses { grpc: listens(1), http: listens(2), admin: listens(3) };
+        let rules = "domain: d\ndescriptors: [{key: user, rate_limit: 1/second}]\n";
+        let loaded = load_texts(&[("a.yaml", rules)], &LoadOptions::default(), &RuleSet::default());
+        for (rules, domains, message) in [(&loaded.rules, 1, "weir has started"), (&RuleSet::default(), 0, NO_RULES)] {
+            let said = text(&Settings::default(), addresses, rules, true);
+            assert_eq!(said.matches('\n').count(), 1, "{said}");
+            let line: serde_json::Value = serde_json::from_str(&said).unwrap();
+            assert_eq!((&line["level"], &line["message"]), (&json!("INFO"), &json!(message)));
+            assert_eq!((&line["grpc"], &line["store"]), (&json!("127.0.0.1:1"), &json!("memory")));
+            assert_eq!([&line["domains"], &line["rules"]], [&json!(domains), &json!(domains)]);
         }
     }
 

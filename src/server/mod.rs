@@ -13,6 +13,7 @@ pub mod threads;
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
@@ -52,6 +54,8 @@ const MAX_ADMIN_CONNECTIONS: usize = 64;
 
 /// How long a server that stops waits for the store to take the last of its history.
 const LAST_FLUSH: Duration = Duration::from_secs(1);
+/// How long connections without a call under way take to end at most, on a slow network too: what lasts longer is told.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -171,11 +175,30 @@ impl Server {
         self.watcher.trigger();
     }
 
-    /// Stops: says so, takes calls for a while yet, then lets every connection finish what it has begun.
-    pub async fn stop(mut self) {
+    /// Stops as an orchestrator needs it: health says so first, and calls are still taken for the drain delay, so that callers can
+    /// hear of it; then every connection finishes what it has begun.
+    pub async fn stop(self) {
+        let delay = self.drain_delay;
+        self.stop_after(delay).await;
+    }
+
+    /// Stops as someone at a terminal expects it: at once, except for calls under way.
+    pub async fn stop_without_delay(self) {
+        self.stop_after(Duration::ZERO).await;
+    }
+
+    async fn stop_after(mut self, delay: Duration) {
         self.readiness.set_draining();
-        tracing::info!("stopping: not ready for calls any more");
-        tokio::time::sleep(self.drain_delay).await;
+        if delay.is_zero() {
+            tracing::info!("stopping: health says NOT_SERVING");
+        } else {
+            let drain_delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(
+                drain_delay_ms,
+                "stopping: health says NOT_SERVING, and calls are taken until the drain delay is over; a second signal ends weir now"
+            );
+            tokio::time::sleep(delay).await;
+        }
         for task in &self.background {
             task.abort();
         }
@@ -184,12 +207,21 @@ impl Server {
             self.health.clear_service_status(name).await;
         }
         self.drain.begin();
-        if let Ok(threads) = self.acceptor.await {
-            let _ = tokio::task::spawn_blocking(move || threads.join()).await;
+        let (acceptor, drain) = (self.acceptor, self.drain);
+        let ended = async {
+            if let Ok(threads) = acceptor.await {
+                let _ = tokio::task::spawn_blocking(move || threads.join()).await;
+            }
+            drain.finished().await;
+        };
+        let mut ended = pin!(ended);
+        if timeout(QUIET, &mut ended).await.is_err() {
+            let at_most_s = connection::GRACE.as_secs();
+            tracing::info!(at_most_s, "draining: calls are under way; a second Ctrl-C or SIGTERM ends weir now, and cuts them");
+            ended.await;
         }
-        self.drain.finished().await;
         // Nothing keeps a server from stopping.
-        let _ = tokio::time::timeout(LAST_FLUSH, self.operators.flush(&self.shared)).await;
+        let _ = timeout(LAST_FLUSH, self.operators.flush(&self.shared)).await;
         tracing::info!("stopped: every connection has ended");
     }
 }
