@@ -5,6 +5,7 @@ mod in_process;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use clap::Parser;
@@ -61,7 +62,9 @@ async fn a_closed_loop_counts_answers_latencies_and_cpu() {
     assert_eq!(report.grpc_status.get("OK"), Some(&report.answers));
     assert_eq!(report.overall_code.get("OK"), Some(&report.answers));
     assert!(report.errors.is_empty() && report.unsent == 0 && report.unanswered == 0, "{report}");
-    assert!(report.latency_us.p50 > 0.0 && report.latency_us.p50 <= report.latency_us.max, "{report}");
+    let latency = report.latency_us.expect("calls were decided");
+    assert!(latency.p50 > 0.0 && latency.p50 <= latency.max, "{report}");
+    assert_eq!(report.met_no_rule, 0, "a descriptor of each call has a rule");
     let cpu = report.server.expect("the server is this very process");
     assert_eq!(cpu.pid, Some(std::process::id()));
     assert!(cpu.us_per_decision > 0.0 && cpu.threads.iter().any(|thread| thread.name.starts_with("weir-")), "{cpu:?}");
@@ -97,6 +100,54 @@ async fn answers_that_are_no_decision_are_named() {
     assert_eq!(report.grpc_status.keys().collect::<Vec<_>>(), ["UNAVAILABLE"]);
     assert!(report.overall_code.is_empty());
     assert!(report.errors.contains_key("UNAVAILABLE: no rate limit configuration loaded"), "{:?}", report.errors);
+    assert!(report.latency_us.is_none() && !report.to_string().contains("latency"), "{report}");
+    assert!(report.why_no_decision().starts_with("UNAVAILABLE: no rate limit configuration loaded ("), "{report:?}");
+}
+
+#[tokio::test]
+async fn calls_that_meet_no_rule_are_counted() {
+    let (server, _rules) = server().await;
+    for domain in ["shop", "mistyped"] {
+        let flags: &'static str = match domain {
+            "shop" => "--domain shop --descriptor usr=u --descriptor scarcity=one --in-flight 2 --warmup 0s --duration 500ms",
+            _ => "--domain mistyped --descriptor user=u --in-flight 2 --warmup 0s --duration 500ms",
+        };
+        let report = bench(server.addresses.grpc, flags).await.unwrap();
+        assert!(report.answers > 0 && report.met_no_rule == report.answers, "{report}");
+        assert!(report.to_string().contains(&format!("{} calls met no rule", report.answers)), "{report}");
+    }
+    server.stop().await;
+}
+
+fn bench_command(target: &str, flags: &[&str]) -> Output {
+    let arguments = ["bench", "--target", target, "--domain", "d", "--descriptor", "a=b", "--warmup", "0s", "--duration", "50ms"];
+    Command::new(env!("CARGO_BIN_EXE_weir")).args(arguments).args(flags).output().expect("weir runs")
+}
+
+#[tokio::test]
+async fn without_a_decision_the_command_fails_and_says_why() {
+    let server = Server::start(settings("no/such/directory")).await.unwrap();
+    let target = server.addresses.grpc.to_string();
+    for flags in [&[][..], &["--json"]] {
+        let target = target.clone();
+        let output = spawn_blocking(move || bench_command(&target, flags)).await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("decided no call: UNAVAILABLE: no rate limit configuration loaded"), "{said}");
+        assert!(!said.contains("quota"), "nothing is spent elsewhere: {said}");
+    }
+    server.stop().await;
+}
+
+/// Nothing is sent to an address that stands for many machines.
+#[test]
+fn before_it_calls_another_machine_it_says_that_it_spends_quota() {
+    let output = bench_command("224.0.0.1:8081", &[]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].contains("224.0.0.1:8081 is not this machine") && lines[0].contains("real quota"), "{said}");
+    assert!(lines[1].contains("connecting to 224.0.0.1:8081"), "{said}");
 }
 
 /// Whoever asks for another connection gets one, and the calls that it did not take.
@@ -128,6 +179,8 @@ async fn a_server_that_never_answers_does_not_hold_it_up() {
     held.abort();
     let report = report.unwrap();
     assert_eq!((report.answers, report.unanswered), (0, 4), "{report}");
+    assert!(report.latency_us.is_none() && !report.to_string().contains("latency"), "{report}");
+    assert_eq!(report.why_no_decision(), "no answer (4 calls)");
 }
 
 #[tokio::test]

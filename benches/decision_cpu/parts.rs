@@ -103,8 +103,9 @@ impl Numbers {
         self.cpu.push(each(&report.server));
         self.redis.push(each(&report.redis));
         self.rate.push(report.rate / 1e3);
-        self.p50.push(report.latency_us.p50);
-        self.p99.push(report.latency_us.p99);
+        let latency = report.latency_us.expect("a run without a decision is no measurement");
+        self.p50.push(latency.p50);
+        self.p99.push(latency.p99);
         let mut busy = report.server.iter().flat_map(|cpu| &cpu.threads).map(|thread| thread.busy);
         let (first, second) = (busy.next().unwrap_or(f64::NAN), busy.next().unwrap_or(0.0));
         self.lesser_share.push(100.0 * second / (first + second));

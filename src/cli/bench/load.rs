@@ -18,15 +18,14 @@ use h2::Reason;
 use h2::client::SendRequest;
 use http::Request;
 use parking_lot::Mutex;
-use prost::Message;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
 
+use super::answer::decision;
 use super::requests::{Random, Requests};
 use super::tally::{Answer, Tally};
-use crate::api::proto::envoy::service::ratelimit::v3::RateLimitResponse;
 
 const METHOD_PATH: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 /// How long answers are waited for after the end.
@@ -230,7 +229,8 @@ impl Worker {
         let Schedule { measured_from, end, .. } = self.schedule;
         let now = Instant::now();
         let mut tally = self.tally.lock();
-        if (measured_from..end).contains(&due) {
+        // A call that failed took no time that says anything about a decision.
+        if (measured_from..end).contains(&due) && !matches!(result, Some(Err(_))) {
             tally.record(now - due);
         }
         match result {
@@ -352,40 +352,23 @@ async fn answer(sender: &mut SendRequest<Bytes>, head: Request<()>, message: Byt
     let response = response.await?;
     let mut answer = Answer::of_headers(response.status(), response.headers());
     let mut body = response.into_body();
+    let mut message = Bytes::new();
     while let Some(data) = body.data().await {
         let data = data?;
         body.flow_control().release_capacity(data.len())?;
-        if answer.overall_code == 0 {
-            answer.overall_code = overall_code(&data);
-        }
+        // Nearly every message comes in one piece.
+        message = if message.is_empty() { data } else { Bytes::from([&message[..], &data].concat()) };
     }
+    answer.decision = decision(message.get(PREFIX..).unwrap_or_default());
     if let Some(trailers) = body.trailers().await? {
         answer.read_status(&trailers);
     }
     Ok(answer)
 }
 
-/// The message's `overall_code`, which every encoder writes first.
-fn overall_code(data: &[u8]) -> i32 {
-    match data.get(PREFIX..) {
-        Some([0x08, code @ 0..0x80, ..]) => i32::from(*code),
-        Some(message) => RateLimitResponse::decode(message).map_or(0, |response| response.overall_code),
-        None => 0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_code_is_found_wherever_it_stands() {
-        let first = RateLimitResponse { overall_code: 2, raw_body: vec![1; 300], ..RateLimitResponse::default() };
-        let framed = |message: &[u8]| [&[0, 0, 0, 0, 9], message].concat();
-        assert_eq!(overall_code(&framed(&first.encode_to_vec())), 2);
-        assert_eq!(overall_code(&framed(&[0x2a, 0x01, b'x', 0x08, 0x01])), 1);
-        assert_eq!((overall_code(&framed(&[])), overall_code(&[0])), (0, 0));
-    }
 
     #[test]
     fn calls_are_due_at_even_intervals() {

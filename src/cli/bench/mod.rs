@@ -1,6 +1,7 @@
 //! `weir bench`: asks any service that speaks Envoy's rate-limit protocol, as fast as it answers or at a given rate, and
 //! says what it saw: rate, latencies, codes, and what a decision cost the server in CPU, if that is on this machine.
 
+pub mod answer;
 pub mod load;
 pub mod process;
 pub mod report;
@@ -11,7 +12,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 
 pub use report::{Cpu, Latency, Report, ThreadCpu};
@@ -87,15 +88,29 @@ pub enum Draw {
 /// Runs the command.
 ///
 /// # Errors
-/// When the target cannot be reached, or a process or Redis that was asked for cannot be read.
+/// When the target cannot be reached, a process or Redis that was asked for cannot be read, or no call gets a decision.
 pub fn run(args: BenchArgs) -> Result<()> {
-    let report = measure(&args)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{report}");
+    if let Some(warning) = warning(&args, resolve(&args.target)?) {
+        eprintln!("{warning}");
     }
+    let report = measure(&args)?;
+    let text = if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.to_string() };
+    super::print(&text)?;
+    ensure!(report.decisions() > 0, "{} decided no call: {}", args.target, report.why_no_decision());
     Ok(())
+}
+
+/// What to know before calls go to another machine: they count there.
+fn warning(args: &BenchArgs, target: SocketAddr) -> Option<String> {
+    let address = target.ip().to_canonical();
+    if address.is_loopback() || address.is_unspecified() {
+        return None;
+    }
+    let written = if args.target == target.to_string() { String::new() } else { format!(" ({target})") };
+    Some(format!(
+        "weir bench: {}{written} is not this machine; every call spends real quota of the domain `{}` there",
+        args.target, args.domain
+    ))
 }
 
 /// Loads the target and measures.
@@ -160,6 +175,31 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn calls_to_another_machine_are_said_to_spend_quota() {
+        #[derive(clap::Parser)]
+        struct Bench {
+            #[command(flatten)]
+            args: BenchArgs,
+        }
+        let warning = |written: &str, target: &str| {
+            let typed = ["bench", "--target", written, "--domain", "shop", "--descriptor", "a=b"];
+            let args = <Bench as clap::Parser>::try_parse_from(typed).unwrap().args;
+            warning(&args, target.parse().unwrap())
+        };
+        let named = warning("limits.example:8081", "203.0.113.9:8081").unwrap();
+        assert_eq!(
+            named,
+            "weir bench: limits.example:8081 (203.0.113.9:8081) is not this machine; every call spends real quota of the domain \
+             `shop` there"
+        );
+        assert!(warning("10.0.0.7:8081", "10.0.0.7:8081").unwrap().contains("10.0.0.7:8081 is not this machine"));
+        assert!(warning("h:1", "[2001:db8::1]:1").is_some() && warning("h:1", "[::ffff:10.0.0.7]:1").is_some());
+        for own in ["127.0.0.1:1", "127.3.2.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "0.0.0.0:1"] {
+            assert_eq!(warning("localhost:1", own), None, "{own}");
+        }
+    }
 
     #[test]
     fn durations_and_rates_have_units_and_bounds() {

@@ -34,7 +34,10 @@ pub struct Report {
     /// Calls answered in that time, whatever the answer.
     pub answers: u64,
     pub rate: f64,
-    pub latency_us: Latency,
+    /// Absent when no call got a decision.
+    pub latency_us: Option<Latency>,
+    /// Decisions in which no rule had a part.
+    pub met_no_rule: u64,
     pub grpc_status: BTreeMap<String, u64>,
     pub overall_code: BTreeMap<String, u64>,
     pub errors: BTreeMap<String, u64>,
@@ -122,7 +125,8 @@ fn report(load: &Load, sources: &Sources, duration: Duration, tally: &Tally, bef
         seconds,
         answers: tally.answers,
         rate: float(tally.answers) / seconds,
-        latency_us: latency(tally),
+        latency_us: (tally.decisions() > 0).then(|| latency(tally)),
+        met_no_rule: tally.met_no_rule,
         grpc_status: tally.statuses(),
         overall_code: tally.codes(),
         errors: tally.errors().clone(),
@@ -167,20 +171,75 @@ fn float(number: u64) -> f64 {
     number as f64
 }
 
+impl Report {
+    /// Calls that got a decision.
+    pub fn decisions(&self) -> u64 {
+        self.overall_code.values().sum()
+    }
+
+    /// Why no call got a decision; the most frequent reason first.
+    pub fn why_no_decision(&self) -> String {
+        let mut reasons: Vec<(&String, &u64)> = self.errors.iter().chain(self.unexplained()).collect();
+        reasons.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        let mut reasons: Vec<String> = reasons.into_iter().map(|(reason, &count)| format!("{reason} ({})", calls(count))).collect();
+        if self.unanswered > 0 {
+            reasons.push(format!("no answer ({})", calls(self.unanswered)));
+        }
+        if self.unsent > 0 {
+            reasons.push(format!("never sent, for want of a connection ({})", calls(self.unsent)));
+        }
+        if reasons.is_empty() {
+            reasons.push("none ended within the measured time".to_owned());
+        }
+        reasons.join("; ")
+    }
+
+    /// Statuses without a reason of their own among the errors.
+    fn unexplained(&self) -> impl Iterator<Item = (&String, &u64)> {
+        let is_explained =
+            |name: &str| self.errors.keys().any(|error| error.strip_prefix(name).is_some_and(|rest| rest.starts_with(':')));
+        self.grpc_status.iter().filter(move |(name, _)| !is_explained(name))
+    }
+}
+
+/// In the unit that a person would say it in.
+fn time(micros: f64) -> String {
+    match micros {
+        ..1_000.0 => format!("{micros:.0} µs"),
+        ..10_000.0 => format!("{:.1} ms", micros / 1e3),
+        _ => format!("{:.0} ms", micros / 1e3),
+    }
+}
+
+fn calls(count: u64) -> String {
+    format!("{count} call{}", if count == 1 { "" } else { "s" })
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let how = match self.rate_asked {
             Some(rate) => format!("open loop, {rate:.0} calls/s"),
             None => "closed loop".to_owned(),
         };
-        writeln!(f, "{}: {} connections, {} in flight on each, {how}", self.target, self.connections, self.in_flight)?;
-        writeln!(f, "rate       {:.0}/s ({} answers in {:.1} s)", self.rate, self.answers, self.seconds)?;
-        let Latency { mean, p50, p90, p99, p99_9, max } = self.latency_us;
-        writeln!(
-            f,
-            "latency    p50 {p50:.1} µs, p90 {p90:.1} µs, p99 {p99:.1} µs, p99.9 {p99_9:.1} µs, max {max:.1} µs, mean {mean:.1} µs"
-        )?;
+        let connections = match self.connections {
+            1 => "1 connection".to_owned(),
+            many => format!("{many} connections"),
+        };
+        writeln!(f, "{}: {connections}, {} in flight on each, {how}", self.target, self.in_flight)?;
+        let answers = match self.answers {
+            1 => "1 answer".to_owned(),
+            many => format!("{many} answers"),
+        };
+        writeln!(f, "rate       {:.0}/s ({answers} in {:.1} s)", self.rate, self.seconds)?;
+        if let Some(latency) = &self.latency_us {
+            let Latency { mean, p50, p90, p99, p99_9, max } = *latency;
+            let [p50, p90, p99, p99_9, max, mean] = [p50, p90, p99, p99_9, max, mean].map(time);
+            writeln!(f, "latency    p50 {p50}, p90 {p90}, p99 {p99}, p99.9 {p99_9}, max {max}, mean {mean}")?;
+        }
         writeln!(f, "decisions  {}", counts(&self.overall_code))?;
+        if self.met_no_rule > 0 {
+            writeln!(f, "no rule    {} met no rule: nothing limits them", calls(self.met_no_rule))?;
+        }
         writeln!(f, "status     {}", counts(&self.grpc_status))?;
         if !self.errors.is_empty() {
             writeln!(f, "errors     {}", counts(&self.errors))?;
@@ -214,4 +273,14 @@ fn counts(counts: &BTreeMap<String, u64>) -> String {
         return "none".to_owned();
     }
     counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_in_the_unit_of_their_size() {
+        assert_eq!([0.4, 85.25, 1_240.0, 12_345.6].map(time), ["0 µs", "85 µs", "1.2 ms", "12 ms"]);
+    }
 }

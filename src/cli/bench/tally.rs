@@ -7,6 +7,8 @@ use hdrhistogram::Histogram;
 use http::{HeaderMap, StatusCode};
 use tonic::Status;
 
+use super::answer::Decision;
+
 /// The longest latency told apart from longer ones, in ns.
 const LONGEST: u64 = 600_000_000_000;
 /// Latencies are kept to this many digits.
@@ -46,14 +48,14 @@ pub struct Answer {
     status: usize,
     /// Why, when the status is not OK.
     reason: Option<String>,
-    /// 0 while none was seen.
-    pub overall_code: i32,
+    /// All at 0 while none was seen.
+    pub decision: Decision,
 }
 
 impl Answer {
     /// An error may come in the headers, with nothing after them.
     pub fn of_headers(http: StatusCode, headers: &HeaderMap) -> Answer {
-        let mut answer = Answer { status: NO_STATUS, reason: None, overall_code: 0 };
+        let mut answer = Answer { status: NO_STATUS, reason: None, decision: Decision::default() };
         answer.read_status(headers);
         if answer.status == NO_STATUS && http != StatusCode::OK {
             answer.reason = Some(format!("HTTP status {http}"));
@@ -80,6 +82,8 @@ pub struct Tally {
     pub answers: u64,
     pub unsent: u64,
     pub unanswered: u64,
+    /// Decisions in which no rule had a part.
+    pub met_no_rule: u64,
     statuses: [u64; STATUS_NAMES.len()],
     codes: [u64; CODE_NAMES.len()],
     errors: BTreeMap<String, u64>,
@@ -93,6 +97,7 @@ impl Default for Tally {
             answers: 0,
             unsent: 0,
             unanswered: 0,
+            met_no_rule: 0,
             statuses: [0; STATUS_NAMES.len()],
             codes: [0; CODE_NAMES.len()],
             errors: BTreeMap::new(),
@@ -109,8 +114,9 @@ impl Tally {
         self.answers += 1;
         self.statuses[answer.status] += 1;
         if answer.status == 0 {
-            let code = usize::try_from(answer.overall_code).unwrap_or(0);
+            let code = usize::try_from(answer.decision.overall_code).unwrap_or(0);
             self.codes[if code < CODE_NAMES.len() { code } else { 0 }] += 1;
+            self.met_no_rule += u64::from(answer.decision.met_no_rule);
         }
         if let Some(reason) = answer.reason {
             self.error(format!("{}: {reason}", STATUS_NAMES[answer.status]));
@@ -131,6 +137,7 @@ impl Tally {
         self.answers += other.answers;
         self.unsent += other.unsent;
         self.unanswered += other.unanswered;
+        self.met_no_rule += other.met_no_rule;
         self.statuses.iter_mut().zip(other.statuses).for_each(|(sum, count)| *sum += count);
         self.codes.iter_mut().zip(other.codes).for_each(|(sum, count)| *sum += count);
         other.errors.iter().for_each(|(text, count)| self.add_error(text.clone(), *count));
@@ -139,6 +146,11 @@ impl Tally {
     /// Answers by gRPC status; only what occurred.
     pub fn statuses(&self) -> BTreeMap<String, u64> {
         occurred(&STATUS_NAMES, &self.statuses)
+    }
+
+    /// Answers of status OK: what was measured.
+    pub fn decisions(&self) -> u64 {
+        self.statuses[0]
     }
 
     /// Answers of status OK by what was decided.
@@ -164,7 +176,8 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("grpc-status", http::HeaderValue::from_static(status));
         headers.insert("grpc-message", http::HeaderValue::from_static("why"));
-        Answer { overall_code, ..Answer::of_headers(StatusCode::OK, &headers) }
+        let decision = Decision { overall_code, met_no_rule: overall_code == 1 };
+        Answer { decision, ..Answer::of_headers(StatusCode::OK, &headers) }
     }
 
     #[test]
@@ -177,7 +190,7 @@ mod tests {
         sum.add(&tally);
         sum.add(&tally);
         let count = |map: &BTreeMap<String, u64>, name: &str| map.get(name).copied();
-        assert_eq!(sum.answers, 12);
+        assert_eq!((sum.answers, sum.decisions(), sum.met_no_rule), (12, 8, 2));
         assert_eq!([count(&sum.statuses(), "OK"), count(&sum.statuses(), "UNAVAILABLE")], [Some(8), Some(2)]);
         assert_eq!(count(&sum.statuses(), STATUS_NAMES[NO_STATUS]), Some(2));
         assert_eq!(["OK", "OVER_LIMIT", "UNKNOWN"].map(|name| count(&sum.codes(), name)), [Some(2), Some(4), Some(2)]);
