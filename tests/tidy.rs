@@ -7,14 +7,19 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// What each module may use of the others; the rest of the crate is out of its reach.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 15] = [
+    ("spelling", &[]),
+    ("message_json", &["spelling"]),
     ("limit", &[]),
     ("rules", &["limit"]),
-    ("config", &["limit", "rules"]),
+    ("config", &["limit", "rules", "spelling"]),
     ("store", &["limit", "rules", "telemetry"]),
     ("limiter", &["limit", "rules", "store", "telemetry"]),
-    ("api", &["limit", "rules", "store", "limiter", "telemetry"]),
-    ("admin", &["limit", "rules", "config", "store", "limiter", "telemetry", "reflection", "grpc_request"]),
+    ("api", &["limit", "rules", "store", "limiter", "telemetry", "message_json"]),
+    (
+        "admin",
+        &["limit", "rules", "config", "store", "limiter", "telemetry", "reflection", "grpc_request", "message_json", "spelling"],
+    ),
     ("telemetry", &[]),
     ("reflection", &[]),
     ("grpc_request", &[]),

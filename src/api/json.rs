@@ -12,7 +12,6 @@ use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
-use serde_path_to_error::{Deserializer, Track};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -21,6 +20,7 @@ use super::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitRes
 use super::rls::{MAX_MESSAGE, Rls};
 use super::{DESCRIPTOR_SET, convert, headers};
 use crate::limiter::abandoned::Call;
+use crate::message_json;
 use crate::rules::decision;
 use crate::store::Store;
 
@@ -147,14 +147,7 @@ impl Messages {
 
     /// A field that the message does not have is an error: it is misspelt.
     fn request(&self, body: &[u8]) -> Result<RateLimitRequest, String> {
-        let mut json = serde_json::Deserializer::from_slice(body);
-        let mut place = Track::new();
-        let message = DynamicMessage::deserialize(self.request.clone(), Deserializer::new(&mut json, &mut place));
-        let message = message.map_err(|error| match place.path().to_string() {
-            path if path == "." => error.to_string(),
-            path => format!("{path}: {error}"),
-        })?;
-        json.end().map_err(|error| error.to_string())?;
+        let message = message_json::read(&self.request, body)?;
         RateLimitRequest::decode(message.encode_to_vec().as_slice()).map_err(|error| error.to_string())
     }
 
@@ -190,7 +183,11 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         let cases = [
-            (r#"{"domian": "d"}"#, "domian"),
+            (r#"{"domian": "d"}"#, "domian: there is no such field; did you mean `domain`?"),
+            (
+                r#"{"descriptors": [{"entries": [{"kay": "k"}]}]}"#,
+                "descriptors[0].entries[0].kay: there is no such field; did you mean `key`?",
+            ),
             (r#"{"domain": 5}"#, "string"),
             (r#"{"domain": "d"} x"#, "trailing"),
             (r#"{"descriptors": [{"limit": {"unit": "FORTNIGHT"}}]}"#, "FORTNIGHT"),

@@ -1,6 +1,7 @@
 //! Where keys stand, and what to say of one that stands wrongly. What the keys are is in [`language`].
 
 use super::language::{self, Field};
+pub(crate) use crate::spelling::nearest;
 
 /// Where in a document a key stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -141,17 +142,6 @@ pub(crate) fn check(level: Level, key: &str) -> Option<KeyProblem> {
 
 fn places(key: &str) -> Vec<&'static str> {
     Level::ALL.into_iter().filter(|level| has(*level, key)).map(Level::place).collect()
-}
-
-/// The name that was probably meant.
-pub(crate) fn nearest<'k>(written: &str, names: impl Iterator<Item = &'k str>) -> Option<&'k str> {
-    /// Below this likeness a guess is worth less than a list.
-    const LIKE: f64 = 0.6;
-    let plain = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect::<String>();
-    let written = plain(written);
-    let likeness = |name: &str| strsim::normalized_damerau_levenshtein(&written, &plain(name));
-    let best = names.map(|name| (likeness(name), name)).max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (best.0 >= LIKE).then_some(best.1)
 }
 
 #[cfg(test)]
