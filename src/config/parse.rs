@@ -245,7 +245,13 @@ fn settings(path: &Path<'_>, documents: &[Document<'_, '_>], reports: &mut [Repo
         let place = tiers::default_tier(node, &settings.tiers, &path.key("default_tier"), &mut reports[file]);
         settings.plans.default_tier = place.and_then(|place| u32::try_from(place).ok()).map(TierId);
     }
-    let tiers = settings.tiers.iter().map(|tier| Tier { name: tier.name.clone(), priority: tier.priority });
+    let tiers_of = seen.get("tiers").map(|(file, _)| reports[*file].file.to_string()).unwrap_or_default();
+    let tiers = settings.tiers.iter().map(|tier| Tier {
+        name: tier.name.clone(),
+        priority: tier.priority,
+        definition: tier.definition(),
+        source: format!("{}:{}", tiers_of, tier.line).into(),
+    });
     settings.plans.tiers = tiers.collect();
     settings
 }

@@ -7,13 +7,17 @@ use super::plans;
 use super::problem::{Path, Report};
 use super::raw::{Node, Scalar, Span, Value};
 use crate::limit::{Algorithm, Limit};
+use crate::rules::subject::SubjectRate;
 use crate::rules::tier::{Class, DEFAULT_SET, TierSource};
+use crate::rules::tier_definition::TierDefinition;
 
 /// A tier as it is written.
 #[derive(Debug)]
 pub(crate) struct TierDraft {
     pub(crate) name: Box<str>,
     pub(crate) priority: Option<Class>,
+    /// The line of its file that it begins on.
+    pub(crate) line: u32,
     /// Whether it has limits only by the calendar, or none, whatever set is asked for.
     is_rate_unlimited: bool,
     sets: Vec<(String, Vec<Draft>)>,
@@ -52,6 +56,19 @@ impl TierUse {
 }
 
 impl TierDraft {
+    /// What it says, whatever rules use it.
+    pub(crate) fn definition(&self) -> TierDefinition {
+        let rates =
+            |drafts: &[Draft]| drafts.iter().map(|draft| SubjectRate { limit: draft.limit, names_algorithm: true }).collect();
+        let mut sets: Vec<(Box<str>, Vec<SubjectRate>)> =
+            self.sets.iter().map(|(name, drafts)| (name.as_str().into(), rates(drafts))).collect();
+        if self.is_rate_unlimited && sets.iter().all(|(name, _)| **name != *DEFAULT_SET) {
+            sets.push((DEFAULT_SET.into(), Vec::new()));
+        }
+        let quotas = self.quota.iter().map(|draft| draft.limit).collect();
+        TierDefinition { priority: self.priority, sets, quotas }
+    }
+
     /// The limits for a rule: those of the set that it names, else the tier's default set, or a message why there are none.
     pub(crate) fn limits_for(&self, wanted: &TierUse) -> Result<Vec<Draft>, String> {
         match self.set(wanted.set()).or_else(|| self.set(DEFAULT_SET)) {
@@ -88,7 +105,7 @@ pub(crate) fn tiers(node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_>
             report.error(at, path, "the name of a tier is empty");
             continue;
         }
-        tiers.extend(tier(name, node, default, &path.key(name), report));
+        tiers.extend(tier(name, node, default, &path.key(name), report).map(|tier| TierDraft { line: at.line, ..tier }));
     }
     tiers
 }
@@ -141,7 +158,7 @@ fn tier(name: &str, node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_>
     }
     let priority = fields.given("priority").and_then(|node| plans::class(node, &path.key("priority"), report));
     let sets = sets.into_iter().map(|(set, drafts)| (set, drafts.limits)).collect();
-    Some(TierDraft { name: name.into(), priority, is_rate_unlimited, sets, quota: quota.limits })
+    Some(TierDraft { name: name.into(), priority, line: 0, is_rate_unlimited, sets, quota: quota.limits })
 }
 
 fn set_of(node: &Node<'_>, default: Option<Algorithm>, path: &Path<'_>, report: &mut Report<'_>) -> Drafts {

@@ -3,6 +3,7 @@
 //! A [`RuleSet`] is compiled by `config` and never changes; a reload makes another. [`tree`] finds the rule of a descriptor,
 //! [`plan`] turns a request into the checks to decide, [`decision`] turns their outcomes into the answer; [`explain`] says why.
 
+pub mod about;
 pub mod address;
 pub mod calendar;
 pub mod decision;

@@ -10,6 +10,7 @@ use super::calendar::Calendar;
 use super::key::Part;
 use super::request::{Descriptor, Request};
 use super::subject::{self, Records};
+use super::tier_definition::TierDefinition;
 use super::{Domain, RuleLimit};
 use crate::limit::{Cost, Limit};
 
@@ -59,8 +60,11 @@ impl Plans {
 
     /// Whether the two are the same but for the dates that they were made on.
     pub fn means(&self, other: &Plans) -> bool {
-        (&self.tiers, self.default_tier, &self.costs, &self.priority)
-            == (&other.tiers, other.default_tier, &other.costs, &other.priority)
+        fn tiers(plans: &Plans) -> impl Iterator<Item = (&str, &TierDefinition)> {
+            plans.tiers.iter().map(|tier| (&*tier.name, &tier.definition))
+        }
+        tiers(self).eq(tiers(other))
+            && (self.default_tier, &self.costs, &self.priority) == (other.default_tier, &other.costs, &other.priority)
             && (&self.timezone, &self.attributes) == (&other.timezone, &other.attributes)
             && (self.accept_overrides, self.accept_refunds) == (other.accept_overrides, other.accept_refunds)
     }
@@ -82,6 +86,10 @@ pub struct Tier {
     pub name: Box<str>,
     /// The class of its callers, where a request does not say.
     pub priority: Option<Class>,
+    /// What it says, whatever rules use it.
+    pub definition: TierDefinition,
+    /// Where it is written, `file:line`; empty for one that was defined while weir runs.
+    pub source: Box<str>,
 }
 
 /// The set of a tier's limits that a rule means when it does not say.

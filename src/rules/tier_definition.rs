@@ -51,7 +51,8 @@ impl Domain {
         let mut domain = self.clone();
         for (name, definition) in defined {
             let id = domain.plans.tier_named(name.as_bytes()).map_or(domain.plans.tiers.len(), |TierId(place)| place as usize);
-            let tier = Tier { name: name.into(), priority: definition.priority };
+            let (priority, definition_of) = (definition.priority, definition.clone());
+            let tier = Tier { name: name.into(), priority, definition: definition_of, source: Box::default() };
             if id == domain.plans.tiers.len() {
                 domain.plans.tiers.push(tier);
             } else {

@@ -5,6 +5,7 @@
 
 mod index;
 mod trace;
+mod trails;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,6 +20,7 @@ use super::RuleId;
 use super::key::Part;
 use super::request::Entry;
 pub use trace::{End, Found, Trace};
+pub use trails::{Level, Trail};
 
 /// How a descriptor's value is matched.
 #[derive(Clone, Debug)]
