@@ -25,7 +25,7 @@ const QUOTA_EXCEEDED: &str = "https://iana.org/assignments/http-problem-types#qu
 #[derive(Clone, Copy)]
 pub(super) struct Told<'a> {
     pub status: &'a Status,
-    /// `None`: a limit that came with the request and met no rule.
+    /// `None`: a limit that came with the request and met no rule, or an operator's block, which no rule has a part in.
     pub rule: Option<&'a Rule>,
     /// Whose limits they are, where the rule goes by tiers.
     pub tier: Option<&'a str>,
@@ -56,7 +56,13 @@ impl<'a> Told<'a> {
         let domain = decided.domain()?;
         let limit = status.limit(domain, &decided.overrides).zip(status.outcome());
         let tier = status.tier.map(|tier| &domain.plans.tier(tier).name);
-        Some(Told { status, rule: status.rule.map(|rule| domain.rule(rule)), tier: tier.map(|name| &**name), limit })
+        let rule = status.rule.filter(|_| !is_operators_block(status)).map(|rule| domain.rule(rule));
+        Some(Told { status, rule, tier: tier.map(|name| &**name), limit })
+    }
+
+    /// Whether an operator has blocked the subject.
+    pub(super) fn is_operators_block(&self) -> bool {
+        is_operators_block(self.status)
     }
 
     /// When its limit changes, in µs from now; `None`: no limit had a part in it.
@@ -76,6 +82,13 @@ impl<'a> Told<'a> {
         let limit = move |(place, _)| status.limit_at(place, domain?, &decided.overrides);
         counted.filter_map(limit).take(MAX_POLICIES)
     }
+}
+
+/// What an operator's block is called where a limit's policy would stand.
+pub(super) const OPERATOR_BLOCK: &str = "operator-block";
+
+fn is_operators_block(status: &Status) -> bool {
+    status.limits.iter().any(|limit| limit.source == Source::Blocked)
 }
 
 /// All headers that the rules and the settings ask for, for a call that came in at `arrival`.
@@ -199,13 +212,20 @@ pub(super) fn problem(decided: &Decided) -> Option<(HeaderValue, Vec<u8>)> {
     if decided.decision.code != Code::OverLimit || !domain.response.problem_body {
         return None;
     }
+    let told = Told::of(decided)?;
+    let (kind, title) = match told.is_operators_block() {
+        true => ("about:blank", "Too Many Requests"),
+        false => (QUOTA_EXCEEDED, "Request cannot be satisfied as assigned quota has been exceeded"),
+    };
     let mut body = serde_json::json!({
-        "type": QUOTA_EXCEEDED,
-        "title": "Request cannot be satisfied as assigned quota has been exceeded",
+        "type": kind,
+        "title": title,
         "status": 429,
         "violated-policies": violated_policies(decided),
     });
-    let told = Told::of(decided)?;
+    if told.is_operators_block() {
+        body["detail"] = "blocked by an operator".into();
+    }
     let rule = told.rule.map(|rule| [("rule", rule.label()), ("layer", &*rule.layer)]);
     for (key, name) in rule.into_iter().flatten().chain(told.tier.map(|tier| ("tier", tier))) {
         body[key] = name.into();
@@ -217,7 +237,7 @@ pub(super) fn problem(decided: &Decided) -> Option<(HeaderValue, Vec<u8>)> {
     Some((header, body.to_string().into_bytes()))
 }
 
-/// Of every limit that refused; a `deny` rule is called by its name.
+/// Of every limit that refused; a `deny` rule is called by its name, an operator's block by [`OPERATOR_BLOCK`].
 fn violated_policies(decided: &Decided) -> Vec<&str> {
     let Some(domain) = decided.domain() else { return Vec::new() };
     let mut violated = Vec::new();
@@ -225,8 +245,12 @@ fn violated_policies(decided: &Decided) -> Vec<&str> {
         let refused = status.limits.iter().enumerate().filter(|(_, limit)| !limit.outcome.is_allowed());
         let of_limits = refused.filter_map(|(place, _)| status.limit_at(place, domain, &decided.overrides));
         let mut policies = of_limits.map(|limit| &*limit.policy).peekable();
-        let denied_by = status.rule.filter(|_| policies.peek().is_none()).map(|rule| domain.rule(rule).label());
-        for policy in policies.chain(denied_by) {
+        let has_none = policies.peek().is_none();
+        let other = match status.rule {
+            _ if is_operators_block(status) => Some(OPERATOR_BLOCK),
+            rule => rule.filter(|_| has_none).map(|rule| domain.rule(rule).label()),
+        };
+        for policy in policies.chain(other) {
             if violated.len() < MAX_POLICIES && !violated.contains(&policy) {
                 violated.push(policy);
             }

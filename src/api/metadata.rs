@@ -44,6 +44,9 @@ pub(super) fn metadata(decided: &Decided, asked: &Request<'_>, settings: &Answer
 /// About the rule that the answer is about.
 fn told(fields: &mut Fields, decided: &Decided) {
     let Some(told) = Told::of_any(decided) else { return };
+    if told.is_operators_block() {
+        fields.insert("blocked_by".to_owned(), string("operator"));
+    }
     if let Some(rule) = told.rule {
         fields.insert("rule".to_owned(), string(rule.label()));
         fields.insert("layer".to_owned(), string(&*rule.layer));
