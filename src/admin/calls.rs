@@ -1,14 +1,18 @@
 //! The calls of the admin API: what each needs and where it stands over HTTP; and what happens around every one, whichever
 //! protocol it came by: who calls is asked first, and who changed what is written to the audit log.
 
+use std::time::Duration;
+
 use http::{HeaderMap, Method, Uri};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
+use tokio::time::timeout;
 use tonic::async_trait;
 use tracing::field::display;
 
 use super::access::{Access, Caller, Peer, Refusal, Role};
-use super::operations::{Operations, OperatorStore, Problem};
+use super::operations::{Operations, OperatorStore};
+use super::problem::Problem;
 use super::proto::weir::admin::v1 as proto;
 use super::proto::weir::admin::v1::admin_service_server::AdminService;
 
@@ -18,7 +22,7 @@ pub const SERVICE: &str = "weir.admin.v1.AdminService";
 const MAX_AUDITED: usize = 1_024;
 
 /// Every message of the API, with its comments.
-pub(super) const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/weir_admin_descriptors.bin"));
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/weir_admin_descriptors.bin"));
 
 /// A call, and how it is made over HTTP: its path's parameters, its query and its body are the fields of its request.
 pub(super) struct Call {
@@ -38,6 +42,16 @@ const fn call_within(name: &'static str, role: Role, method: Method, path: &'sta
     Call { name, role, method, path, within: Some(field) }
 }
 
+/// How long a call may take, from when its request is read. A step of it that waits for Redis takes at most two seconds, so that only
+/// a call of many steps comes near.
+const CALL_TIME: Duration = Duration::from_secs(5);
+/// The same for an import: of many thousand records.
+const IMPORT_TIME: Duration = Duration::from_secs(30);
+
+fn time_for(name: &str) -> Duration {
+    if name == "ImportRecords" { IMPORT_TIME } else { CALL_TIME }
+}
+
 const SUBJECT: &str = "/v1/domains/{domain}/subjects/{subject}";
 const TIER: &str = "/v1/domains/{domain}/tiers/{name}";
 
@@ -45,6 +59,7 @@ pub(super) static CALLS: &[Call] = &[
     call("GetSubject", Role::Read, Method::GET, SUBJECT),
     call("ListSubjects", Role::Read, Method::GET, "/v1/domains/{domain}/subjects"),
     call("AssignTier", Role::Change, Method::PUT, "/v1/domains/{domain}/subjects/{subject}/tier"),
+    call("UnassignTier", Role::Change, Method::DELETE, "/v1/domains/{domain}/subjects/{subject}/tier"),
     call("OverrideSubject", Role::Change, Method::PATCH, SUBJECT),
     call("RemoveSubject", Role::Change, Method::DELETE, SUBJECT),
     call("ListTiers", Role::Read, Method::GET, "/v1/domains/{domain}/tiers"),
@@ -133,13 +148,20 @@ impl<S: OperatorStore> AdminApi<S> {
         request: Q,
         operation: impl AsyncFnOnce(&Operations<S>, Q) -> Result<A, Problem>,
     ) -> Result<A, CallError> {
-        if role(name) == Role::Read {
-            return Ok(operation(&self.operations, request).await?);
+        let (is_change, time) = (role(name) == Role::Change, time_for(name));
+        let shown = if is_change { self.audited(name, &request) } else { String::new() };
+        let answer = timeout(time, operation(&self.operations, request)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Problem::out_of_time(time.as_secs(), is_change)));
+        if !is_change {
+            return Ok(answer?);
         }
-        let (by, from, shown) = (caller.name.as_str(), caller.from.map(display), self.audited(name, &request));
-        let answer = operation(&self.operations, request).await;
+        let answer = answer.map_err(Problem::unchanged);
+        let (by, from) = (caller.name.as_str(), caller.from.map(display));
         match &answer {
             Ok(_) => tracing::info!(target: "audit", by, from, call = name, request = shown, outcome = "done", "audit: changed"),
+            Err(problem @ Problem::Uncertain(_)) => {
+                tracing::warn!(target: "audit", by, from, call = name, request = shown, outcome = %problem, "audit: may have changed");
+            }
             Err(problem) => {
                 tracing::warn!(target: "audit", by, from, call = name, request = shown, outcome = %problem, "audit: not changed")
             }
@@ -174,7 +196,13 @@ pub(super) fn json(descriptor: MessageDescriptor, bytes: &[u8]) -> Vec<u8> {
     let message = DynamicMessage::decode(descriptor, bytes).expect("it is of this type");
     let mut json = serde_json::Serializer::new(Vec::new());
     message.serialize_with_options(&mut json, &options).expect("a message has a JSON form");
-    json.into_inner()
+    without_empty_warnings(json.into_inner())
+}
+
+/// Warnings are there only where there are some. What stands between quotes cannot look like this: quotes in it are escaped.
+fn without_empty_warnings(json: Vec<u8>) -> Vec<u8> {
+    let json = String::from_utf8(json).expect("JSON is UTF-8");
+    json.replace(",\"warnings\":[]", "").into_bytes()
 }
 
 /// The calls twice: as the gRPC service, and by name with encoded messages, for HTTP.
@@ -216,6 +244,7 @@ calls! {
     "GetSubject" get_subject GetSubjectRequest -> Subject;
     "ListSubjects" list_subjects ListSubjectsRequest -> ListSubjectsResponse;
     "AssignTier" assign_tier AssignTierRequest -> Subject;
+    "UnassignTier" unassign_tier UnassignTierRequest -> Subject;
     "OverrideSubject" override_subject OverrideSubjectRequest -> Subject;
     "RemoveSubject" remove_subject RemoveSubjectRequest -> RemoveSubjectResponse;
     "ListTiers" list_tiers ListTiersRequest -> ListTiersResponse;
@@ -240,6 +269,6 @@ pub(super) fn status(error: CallError) -> tonic::Status {
         CallError::Problem(Problem::Unknown(_)) => tonic::Status::not_found(message),
         CallError::Problem(Problem::Conflict) => tonic::Status::aborted(message),
         CallError::Problem(Problem::Full(_)) => tonic::Status::resource_exhausted(message),
-        CallError::Problem(Problem::Unavailable(_)) => tonic::Status::unavailable(message),
+        CallError::Problem(Problem::Unavailable(_) | Problem::Uncertain(_)) => tonic::Status::unavailable(message),
     }
 }

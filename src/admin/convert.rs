@@ -2,7 +2,7 @@
 
 use prost_types::Timestamp;
 
-use super::operations::Problem;
+use super::problem::Mistake;
 use super::proto::weir::admin::v1 as proto;
 use crate::config::parse_short;
 use crate::limit::{Algorithm, Limit, Micros, Period, SECOND};
@@ -11,35 +11,39 @@ use crate::rules::key;
 use crate::rules::subject::{SubjectLimits, SubjectRate, SubjectRecord, Switch, WHOLE};
 use crate::rules::tier::{Class, DEFAULT_SET};
 use crate::rules::tier_definition::TierDefinition;
+use crate::spelling::{listed, suggestion};
 use crate::store::records::{self, Record, RecordName};
 
 /// The latest time that a timestamp can say: the last second of the year 9999.
 const LATEST: Micros = 253_402_300_799 * SECOND;
 
-fn invalid(reason: impl ToString) -> Problem {
-    Problem::Invalid(reason.to_string())
+fn invalid(reason: impl ToString) -> Mistake {
+    Mistake::invalid(reason.to_string())
 }
 
 /// The name of a subject's record.
-pub(super) fn subject_name(domain: &str, subject: &str) -> Result<RecordName, Problem> {
+pub(super) fn subject_name(domain: &str, subject: &str) -> Result<RecordName, Mistake> {
     if domain.is_empty() {
         return Err(invalid("`domain` is missing"));
     }
     let named = key::subject_named(subject)
-        .ok_or_else(|| invalid(format!("`{subject}` is no subject: write key=value, such as user_id=u1")))?;
+        .ok_or_else(|| invalid(format!("`{subject}` is no subject: write key=value, such as user_id=u1")).below("subject"))?;
     Ok(RecordName::Subject { domain: domain.into(), subject: named.as_slice().into() })
 }
 
 /// Two names that are both this one.
-pub(super) fn same_subject(one: &RecordName, other: &RecordName, both: &RecordName) -> Problem {
+pub(super) fn same_subject(one: &RecordName, other: &RecordName, both: &RecordName) -> Mistake {
     let [one, other, both] = [one, other, both].map(|name| match name {
         RecordName::Subject { subject, .. } => key::shown(subject),
         name => name.text(),
     });
-    invalid(format!("`{one}` and `{other}` are both `{both}`: one record of it can be imported; nothing was"))
+    if one == other {
+        return invalid(format!("there are two records of `{both}`: keep one"));
+    }
+    invalid(format!("`{one}` and `{other}` are both `{both}`: keep one"))
 }
 
-pub(super) fn micros(time: &Timestamp) -> Result<Micros, Problem> {
+pub(super) fn micros(time: &Timestamp) -> Result<Micros, Mistake> {
     let (Ok(seconds), Ok(nanos)) = (u64::try_from(time.seconds), u64::try_from(time.nanos)) else { return Ok(0) };
     match seconds.saturating_mul(SECOND).saturating_add(nanos / 1_000) {
         micros if micros <= LATEST => Ok(micros),
@@ -89,25 +93,33 @@ pub(super) fn subject(domain: &str, subject: &[u8], record: &SubjectRecord) -> p
         allowed_until: record.allowed_until.map(timestamp),
         multiplier: record.multiplier.map(|multiplier| multiplier as f64 / WHOLE as f64),
         limits: record.limits.iter().map(subject_limits).collect(),
+        warnings: Vec::new(),
     }
 }
 
-pub(super) fn subject_record(subject: &proto::Subject) -> Result<SubjectRecord, Problem> {
+pub(super) fn subject_record(subject: &proto::Subject) -> Result<SubjectRecord, Mistake> {
     Ok(SubjectRecord {
         tier: Some(subject.tier.as_str()).filter(|tier| !tier.is_empty()).map(Into::into),
-        blocked_until: subject.blocked_until.as_ref().map(micros).transpose()?,
-        allowed_until: subject.allowed_until.as_ref().map(micros).transpose()?,
+        blocked_until: time(subject.blocked_until.as_ref(), "blocked_until")?,
+        allowed_until: time(subject.allowed_until.as_ref(), "allowed_until")?,
         multiplier: subject.multiplier.map(multiplier).transpose()?,
-        limits: subject.limits.iter().map(limits_record).collect::<Result<_, _>>()?,
+        limits: limits_records(&subject.limits)?,
     })
 }
 
-pub(super) fn multiplier(number: f64) -> Result<u64, Problem> {
-    records::multiplier(number).map_err(|records::Malformed(reason)| invalid(format!("`multiplier`: {reason}")))
+/// The time that a field gives.
+pub(super) fn time(time: Option<&Timestamp>, field: &str) -> Result<Option<Micros>, Mistake> {
+    time.map(micros).transpose().map_err(|mistake| mistake.below(field))
+}
+
+pub(super) fn multiplier(number: f64) -> Result<u64, Mistake> {
+    records::multiplier(number).map_err(|records::Malformed(reason)| invalid(reason).below("multiplier"))
 }
 
 fn subject_limits(limits: &SubjectLimits) -> proto::SubjectLimits {
     let (daily, monthly) = quotas(&limits.quotas);
+    let lifted = |period| limits.lifted_quotas.contains(&period).then_some(UNLIMITED);
+    let (daily, monthly) = (daily.or(lifted(Period::Day)), monthly.or(lifted(Period::Month)));
     proto::SubjectLimits {
         rule: limits.rule.as_deref().unwrap_or_default().to_owned(),
         limits: limits.rates.iter().map(limit).collect(),
@@ -117,36 +129,72 @@ fn subject_limits(limits: &SubjectLimits) -> proto::SubjectLimits {
     }
 }
 
-pub(super) fn limits_record(limits: &proto::SubjectLimits) -> Result<SubjectLimits, Problem> {
+/// What an amount is that sets no limit, as in the rules.
+const UNLIMITED: i64 = -1;
+
+/// Limits of a subject, of each rule once.
+pub(super) fn limits_records(limits: &[proto::SubjectLimits]) -> Result<Vec<SubjectLimits>, Mistake> {
+    let mut records: Vec<SubjectLimits> = Vec::with_capacity(limits.len());
+    for (place, limits) in limits.iter().enumerate() {
+        let at = |mistake: Mistake| mistake.below(format!("limits[{place}]"));
+        let record = limits_record(limits).map_err(at)?;
+        if let Some(other) = records.iter().position(|known| known.rule == record.rule) {
+            let of = record.rule.as_deref().map_or_else(|| "all rules".to_owned(), |rule| format!("rule `{rule}`"));
+            return Err(at(invalid(format!("limits[{other}] is for {of}, too: put both into one"))));
+        }
+        records.push(record);
+    }
+    Ok(records)
+}
+
+fn limits_record(limits: &proto::SubjectLimits) -> Result<SubjectLimits, Mistake> {
     let (rates, is_unlimited) = rates(&limits.limits)?;
+    let (quotas, lifted_quotas) = quota_limits(limits.daily, limits.monthly)?;
     let record = SubjectLimits {
         rule: Some(limits.rule.as_str()).filter(|rule| !rule.is_empty()).map(Into::into),
         rates,
-        quotas: quota_limits(limits.daily, limits.monthly)?,
+        quotas,
+        lifted_quotas,
         unlimited: limits.unlimited || is_unlimited,
     };
     if record.unlimited && !record.rates.is_empty() {
         return Err(invalid("`unlimited` beside limits: keep one of the two"));
     }
-    if !record.unlimited && record.rates.is_empty() && record.quotas.is_empty() {
+    let says_nothing = record.rates.is_empty() && record.quotas.is_empty() && record.lifted_quotas.is_empty();
+    if !record.unlimited && says_nothing {
         return Err(invalid("`limits` that limit nothing: give `limits`, `daily`, `monthly` or `unlimited`"));
     }
     Ok(record)
 }
 
-fn quotas(quotas: &[Limit]) -> (Option<u64>, Option<u64>) {
-    let of = |period| quotas.iter().find(|quota| quota.calendar() == Some(period)).map(Limit::requests);
+fn quotas(quotas: &[Limit]) -> (Option<i64>, Option<i64>) {
+    let of = |period| {
+        let quota = quotas.iter().find(|quota| quota.calendar() == Some(period))?;
+        Some(i64::try_from(quota.requests()).unwrap_or(i64::MAX))
+    };
     (of(Period::Day), of(Period::Month))
 }
 
-fn quota_limits(daily: Option<u64>, monthly: Option<u64>) -> Result<Vec<Limit>, Problem> {
-    let given = [(Period::Day, daily), (Period::Month, monthly)];
-    let limits = given.into_iter().filter_map(|(period, requests)| requests.map(|requests| Limit::quota(period, requests)));
-    limits.map(|limit| limit.map_err(invalid)).collect()
+/// Quotas, and the periods that have none by the request.
+fn quota_limits(daily: Option<i64>, monthly: Option<i64>) -> Result<(Vec<Limit>, Vec<Period>), Mistake> {
+    let (mut limits, mut lifted) = (Vec::new(), Vec::new());
+    for (period, requests) in [(Period::Day, daily), (Period::Month, monthly)] {
+        let at = |mistake: Mistake| mistake.below(period.name());
+        match requests {
+            None => {}
+            Some(UNLIMITED) => lifted.push(period),
+            Some(requests) => {
+                let requests = u64::try_from(requests)
+                    .map_err(|_| at(invalid(format!("{requests} is no number of requests: 0 or more, or -1 for unlimited"))))?;
+                limits.push(Limit::quota(period, requests).map_err(|error| at(invalid(error)))?);
+            }
+        }
+    }
+    Ok((limits, lifted))
 }
 
 /// As the loader of rules says it. `None`: whatever they count by.
-pub(super) fn same_counter(algorithm: Option<Algorithm>) -> Problem {
+pub(super) fn same_counter(algorithm: Option<Algorithm>) -> Mistake {
     let of = algorithm.map(|algorithm| format!(" of {}", algorithm.name())).unwrap_or_default();
     invalid(format!(
         "two limits{of} over the same time are one counter with two sizes: keep the smaller one, or give one another algorithm"
@@ -169,28 +217,11 @@ pub(super) fn limit(rate: &SubjectRate) -> proto::Limit {
 }
 
 /// The limits, and whether one of them is `unlimited`.
-fn rates(limits: &[proto::Limit]) -> Result<(Vec<SubjectRate>, bool), Problem> {
+fn rates(limits: &[proto::Limit]) -> Result<(Vec<SubjectRate>, bool), Mistake> {
     let (mut rates, mut is_unlimited) = (Vec::new(), false);
-    for limit in limits {
-        let algorithm = match &*limit.algorithm {
-            "" => None,
-            name => {
-                let known = Algorithm::of_rate(name);
-                Some(known.ok_or_else(|| invalid(format!("unknown algorithm `{name}`")))?)
-            }
-        };
-        let parts: Vec<&str> = limit.limit.split(';').map(str::trim).collect();
-        if limit.burst.is_some() && parts.len() > 1 {
-            return Err(invalid("a `burst` beside several limits: give them one by one"));
-        }
-        for part in parts {
-            match parse_short(part).map_err(|hint| invalid(format!("`{part}` is no limit: {hint}")))? {
-                Some((requests, window)) => {
-                    rates.push(SubjectRate::new(requests, window, limit.burst, algorithm).map_err(invalid)?);
-                }
-                None => is_unlimited = true,
-            }
-        }
+    for (place, limit) in limits.iter().enumerate() {
+        let is_lifted = add_rates(limit, &mut rates).map_err(|mistake| mistake.below(format!("limits[{place}]")))?;
+        is_unlimited |= is_lifted;
     }
     // Whatever the rules count by; limits of which only some name an algorithm depend on the rule.
     let (named, unnamed): (Vec<SubjectRate>, Vec<SubjectRate>) = rates.iter().partition(|rate| rate.names_algorithm);
@@ -201,9 +232,35 @@ fn rates(limits: &[proto::Limit]) -> Result<(Vec<SubjectRate>, bool), Problem> {
     }
 }
 
+/// Adds a limit, or those of its short form; says whether one is `unlimited`.
+fn add_rates(limit: &proto::Limit, rates: &mut Vec<SubjectRate>) -> Result<bool, Mistake> {
+    let algorithm = match &*limit.algorithm {
+        "" => None,
+        name => Some(Algorithm::of_rate(name).ok_or_else(|| {
+            let known = || Algorithm::OF_RATES.into_iter().map(Algorithm::name);
+            invalid(format!("unknown algorithm `{name}`: {}{}", listed(known()), suggestion(name, known()))).below("algorithm")
+        })?),
+    };
+    let parts: Vec<&str> = limit.limit.split(';').map(str::trim).collect();
+    if limit.burst.is_some() && parts.len() > 1 {
+        return Err(invalid("a `burst` beside several limits: give them one by one").below("burst"));
+    }
+    let mut is_unlimited = false;
+    for part in parts {
+        match parse_short(part).map_err(|hint| invalid(format!("`{part}` is no limit: {hint}")).below("limit"))? {
+            Some((requests, window)) => {
+                rates.push(SubjectRate::new(requests, window, limit.burst, algorithm).map_err(invalid)?);
+            }
+            None => is_unlimited = true,
+        }
+    }
+    Ok(is_unlimited)
+}
+
 pub(super) fn tier(domain: &str, name: &str, definition: &TierDefinition) -> proto::Tier {
     let (daily, monthly) = quotas(&definition.quotas);
-    let limits = |rates: &[SubjectRate]| rates.iter().map(limit).collect();
+    let unlimited = || vec![proto::Limit { limit: "unlimited".to_owned(), ..proto::Limit::default() }];
+    let limits = |rates: &[SubjectRate]| if rates.is_empty() { unlimited() } else { rates.iter().map(limit).collect() };
     let default = definition.sets.iter().find(|(set, _)| **set == *DEFAULT_SET);
     let others = definition.sets.iter().filter(|(set, _)| **set != *DEFAULT_SET);
     proto::Tier {
@@ -214,15 +271,18 @@ pub(super) fn tier(domain: &str, name: &str, definition: &TierDefinition) -> pro
         sets: others.map(|(name, rates)| proto::LimitSet { name: name.to_string(), limits: limits(rates) }).collect(),
         daily,
         monthly,
+        ..proto::Tier::default()
     }
 }
 
-pub(super) fn tier_definition(tier: &proto::Tier) -> Result<TierDefinition, Problem> {
+pub(super) fn tier_definition(tier: &proto::Tier) -> Result<TierDefinition, Mistake> {
     let priority = match &*tier.priority {
         "" => None,
         name => {
             let class = Class::parse(name.as_bytes());
-            Some(class.ok_or_else(|| invalid(format!("unknown priority `{name}`: low, normal, high or critical")))?)
+            let near = suggestion(name, Class::ALL.into_iter().map(Class::name));
+            let unknown = || invalid(format!("unknown priority `{name}`: low, normal, high or critical{near}")).below("priority");
+            Some(class.ok_or_else(unknown)?)
         }
     };
     let set = |name: &str, limits: &[proto::Limit]| match rates(limits)? {
@@ -230,18 +290,27 @@ pub(super) fn tier_definition(tier: &proto::Tier) -> Result<TierDefinition, Prob
         (rates, _) => Ok((Box::from(name), rates)),
     };
     let mut sets = vec![set(DEFAULT_SET, &tier.limits)?];
-    for given in &tier.sets {
+    for (place, given) in tier.sets.iter().enumerate() {
+        let at = |mistake: Mistake| mistake.below(format!("sets[{place}]"));
         if given.name.is_empty() || sets.iter().any(|(name, _): &(Box<str>, _)| **name == *given.name) {
-            return Err(invalid("each of `sets` has a name of its own; `limits` is the one called default"));
+            return Err(at(invalid("each of `sets` has a name of its own; `limits` is the one called default").below("name")));
         }
-        sets.push(set(&given.name, &given.limits)?);
+        sets.push(set(&given.name, &given.limits).map_err(at)?);
     }
     sets.sort_by(|(one, _), (other, _)| one.cmp(other));
-    Ok(TierDefinition { priority, sets, quotas: quota_limits(tier.daily, tier.monthly)? })
+    // A tier has no quotas but its own: to lift one is to have none.
+    let (quotas, _) = quota_limits(tier.daily, tier.monthly)?;
+    Ok(TierDefinition { priority, sets, quotas })
 }
 
-pub(super) fn switch(name: &str) -> Result<Switch, Problem> {
-    Switch::parse(name).ok_or_else(|| invalid(format!("unknown switch `{name}`: off, allow or shadow")))
+pub(super) fn switch(name: &str) -> Result<Switch, Mistake> {
+    Switch::parse(name).ok_or_else(|| match name {
+        "" => invalid("`switch` is missing: off, allow or shadow"),
+        name => {
+            let near = suggestion(name, Switch::ALL.into_iter().map(Switch::name));
+            invalid(format!("unknown switch `{name}`: off, allow or shadow{near}")).below("switch")
+        }
+    })
 }
 
 /// Adds a record to those that are exported.
@@ -260,38 +329,7 @@ pub(super) fn export(records: &mut proto::Records, name: &RecordName, record: &R
     }
 }
 
-/// Everything that was exported.
-pub(super) fn import(records: &proto::Records) -> Result<Vec<(RecordName, Record)>, Problem> {
-    let subjects = records.subjects.iter().map(|subject| {
-        let name = subject_name(&subject.domain, &subject.subject)?;
-        named(name, subject_record(subject).map(Record::Subject))
-    });
-    let tiers =
-        records.tiers.iter().map(|tier| named(tier_name(&tier.domain, &tier.name)?, tier_definition(tier).map(Record::Tier)));
-    let switches =
-        records.switches.iter().map(|given| named(switch_name(&given.domain), switch(&given.switch).map(Record::Switch)));
-    subjects.chain(tiers).chain(switches).collect()
-}
-
-fn named(name: RecordName, record: Result<Record, Problem>) -> Result<(RecordName, Record), Problem> {
-    match record {
-        Ok(record) => Ok((name, record)),
-        Err(problem) => Err(in_record(&name, problem)),
-    }
-}
-
-/// What is wrong with one of the records of an import.
-pub(super) fn in_record(name: &RecordName, problem: Problem) -> Problem {
-    let name = match name {
-        RecordName::Subject { domain, subject } => format!("`{}` of domain `{domain}`", key::shown(subject)),
-        RecordName::Tier { domain, tier } => format!("tier `{tier}` of domain `{domain}`"),
-        RecordName::Switch { domain: Some(domain) } => format!("the switch of domain `{domain}`"),
-        RecordName::Switch { domain: None } => "the switch of all domains".to_owned(),
-    };
-    invalid(format!("{name}: {problem}; nothing was imported"))
-}
-
-pub(super) fn tier_name(domain: &str, tier: &str) -> Result<RecordName, Problem> {
+pub(super) fn tier_name(domain: &str, tier: &str) -> Result<RecordName, Mistake> {
     if domain.is_empty() || tier.is_empty() {
         return Err(invalid("`domain` or the tier's `name` is missing"));
     }

@@ -3,15 +3,17 @@
 mod words;
 
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage};
+use prost_reflect::DescriptorPool;
 use serde_json::Value;
 
 use super::calls::{self, DESCRIPTOR_SET, SERVICE};
 use super::convert;
-use super::operations::{Operations, OperatorStore, Problem};
+use super::operations::{Operations, OperatorStore};
+use super::problem::Problem;
 use super::proto::weir::admin::v1 as proto;
 use crate::limit::{Algorithm, Check, Micros, Mode, Outcome, RetryAfter};
 use crate::limiter::MAX_DESCRIPTORS;
+use crate::message_json;
 use crate::rules::decision::{self, Code, Decision, Status};
 use crate::rules::explain::{self, Explained};
 use crate::rules::key;
@@ -31,6 +33,8 @@ struct Case<'a, 'r> {
     explained: &'a Explained<'a, 'r>,
     /// `None`: the store does not answer.
     outcomes: Option<&'a Outcomes>,
+    /// Whether the records of subjects, tiers and switches have been loaded.
+    records_known: bool,
     now: Micros,
 }
 
@@ -44,7 +48,7 @@ impl<S: OperatorStore> Operations<S> {
         let pool = DescriptorPool::decode(DESCRIPTOR_SET).expect("the descriptor set is compiled in");
         let methods = pool.get_service_by_name(SERVICE).expect("the service is compiled in");
         let method = methods.methods().find(|method| method.name() == "Explain").expect("it is a call of the service");
-        let asked = DynamicMessage::deserialize(method.input(), asked).map_err(|error| invalid(&error))?;
+        let asked = message_json::of_object(&method.input(), asked).map_err(Problem::Invalid)?;
         let asked: proto::ExplainRequest = asked.transcode_to().map_err(|error| invalid(&error))?;
         let said = self.explain(asked).await?;
         Ok(serde_json::from_slice(&calls::json(method.output(), &said.encode_to_vec())).expect("it was made as JSON here"))
@@ -66,8 +70,14 @@ impl<S: OperatorStore> Operations<S> {
             Ok(outcomes) => (Some(outcomes), None),
             Err(problem) => (None, Some(problem.to_string())),
         };
-        let case = Case { domain: &domain, request: &request, explained: &explained, outcomes: outcomes.as_ref(), now };
-        let decision = outcomes.as_ref().map(|outcomes| decision::decide(&domain, &explained.plan, outcomes, settings.shadow));
+        let records_known = self.store.are_known();
+        let case =
+            Case { domain: &domain, request: &request, explained: &explained, outcomes: outcomes.as_ref(), records_known, now };
+        // Without the store, what blocks and `deny` rules say is known: they refuse whatever the counters hold.
+        let is_known = outcomes.is_some() || explained.plan.group.refused;
+        let assumed = || explained.plan.group.checks.iter().map(|_| NOT_REFUSED).collect();
+        let counted = outcomes.clone().unwrap_or_else(assumed);
+        let decision = is_known.then(|| decision::decide(&domain, &explained.plan, &counted, settings.shadow));
         let mut explanation = proto::Explanation {
             domain: asked.domain.clone(),
             switch: switch.name().to_owned(),
@@ -79,6 +89,9 @@ impl<S: OperatorStore> Operations<S> {
         Ok(explanation)
     }
 }
+
+/// What stands for the outcome of a counter that cannot be asked, where it does not matter.
+const NOT_REFUSED: Outcome = Outcome::Allowed { remaining: 0, reset_after: 0, delay: 0 };
 
 /// As a caller would send it.
 fn request(asked: &proto::ExplainRequest) -> Result<Request<'_>, Problem> {
@@ -109,11 +122,13 @@ impl Case<'_, '_> {
         let words = Sentences(self);
         let counts = !self.explained.plan.group.checks.is_empty();
         (said.decision, said.reason) = match (switch, decision) {
-            (Switch::AllowAll, _) => ("ok".to_owned(), "the switch allows everything, and nothing is counted".to_owned()),
-            (_, None) if counts => {
-                let failure = failure.unwrap_or_default();
-                ("unknown".to_owned(), format!("{failure}; what its rules say with `on_store_failure` decides"))
+            _ if !self.records_known => {
+                let failure = failure.map_or_else(|| "the store (Redis) has not answered yet".to_owned(), str::to_owned);
+                let missing = "overrides, tiers defined at run time and switches are not loaded";
+                ("unknown".to_owned(), format!("{failure}: {missing}, and usage is unknown; this is what the rules say"))
             }
+            (Switch::AllowAll, _) => ("ok".to_owned(), "the switch allows everything, and nothing is counted".to_owned()),
+            (_, None) if counts => ("unknown".to_owned(), words.without_store(failure.unwrap_or_default())),
             (_, None) => ("ok".to_owned(), words.admission(&said.descriptors)),
             (_, Some(decision)) if decision.code == Code::Ok => ("ok".to_owned(), words.admission(&said.descriptors)),
             (_, Some(decision)) => {
@@ -127,11 +142,13 @@ impl Case<'_, '_> {
     fn blame(&self, said: &mut proto::Explanation, decision: &Decision) {
         let Some(place) = decision.limited_by else { return };
         let status = &decision.statuses[place];
-        if let Some(rule) = status.rule.map(|rule| self.domain.rule(rule)) {
+        let cause = Cause::of(status, self.explained.plan.descriptors[place].kind);
+        said.cause = cause.name().to_owned();
+        if let Some(rule) = status.rule.map(|rule| self.domain.rule(rule)).filter(|_| cause != Cause::OperatorBlock) {
             said.limited_by = rule.label().to_owned();
             said.layer = rule.layer.to_string();
+            said.tier = self.tier(status.tier);
         }
-        said.tier = self.tier(status.tier);
         let limit = status.limit(self.domain, &self.explained.plan.overrides);
         said.policy = limit.map(|limit| limit.policy.to_string()).unwrap_or_default();
         if let Some(after) = status.outcome().and_then(|outcome| outcome.retry_after()) {
@@ -146,7 +163,8 @@ impl Case<'_, '_> {
 
     fn descriptor(&self, place: usize, decision: Option<&Decision>) -> proto::ExplainedDescriptor {
         let (planned, reasons) = (&self.explained.plan.descriptors[place], &self.explained.reasons[place]);
-        let status = decision.map(|decision| &decision.statuses[place]);
+        let is_known = self.outcomes.is_some() || planned.checks.is_empty();
+        let status = decision.filter(|_| is_known).map(|decision| &decision.statuses[place]);
         let entries = &self.request.descriptors[place].entries;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let found = reasons.entries.iter().zip(&reasons.trace.found).enumerate().map(|(number, (entry, found))| {
@@ -187,13 +205,7 @@ impl Case<'_, '_> {
                 Mode::Quota => "quota",
             }
             .to_owned(),
-            on_store_failure: match rule.on_store_failure {
-                OnStoreFailure::Error => "error",
-                OnStoreFailure::Allow => "allow",
-                OnStoreFailure::Deny => "deny",
-                OnStoreFailure::Local => "local",
-            }
-            .to_owned(),
+            on_store_failure: store_failure_name(rule.on_store_failure).to_owned(),
         }
     }
 
@@ -250,6 +262,38 @@ impl Case<'_, '_> {
     }
 }
 
+/// What refuses a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    Limit,
+    /// A block after a refusal.
+    BlockFor,
+    Deny,
+    OperatorBlock,
+}
+
+impl Cause {
+    /// Why the descriptor of this status refuses.
+    fn of(status: &Status, kind: Kind) -> Cause {
+        let shown = status.shown.and_then(|shown| status.limits.get(shown)).map(|limit| limit.source);
+        match (kind, shown) {
+            (Kind::Blocked(_), _) => Cause::OperatorBlock,
+            (Kind::Deny, _) => Cause::Deny,
+            (_, Some(Source::Block)) => Cause::BlockFor,
+            _ => Cause::Limit,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Cause::Limit => "limit",
+            Cause::BlockFor => "block_for",
+            Cause::Deny => "deny",
+            Cause::OperatorBlock => "operator_block",
+        }
+    }
+}
+
 fn found_by(found: &Found<'_>) -> (&'static str, String) {
     match found {
         Found::Value => ("value", String::new()),
@@ -263,6 +307,15 @@ fn found_by(found: &Found<'_>) -> (&'static str, String) {
             };
             (by, String::from_utf8_lossy(text).into_owned())
         }
+    }
+}
+
+fn store_failure_name(policy: OnStoreFailure) -> &'static str {
+    match policy {
+        OnStoreFailure::Error => "error",
+        OnStoreFailure::Allow => "allow",
+        OnStoreFailure::Deny => "deny",
+        OnStoreFailure::Local => "local",
     }
 }
 

@@ -13,7 +13,7 @@ use axum::routing::{MethodFilter, get, on};
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use prost::Message;
-use prost_reflect::DynamicMessage;
+use prost_reflect::{DynamicMessage, Kind, MessageDescriptor};
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 use tonic::service::Routes;
@@ -21,14 +21,21 @@ use tonic::service::Routes;
 use super::access::{Peer, Refusal};
 use super::calls::{self, AdminApi, CALLS, Call, CallError, DESCRIPTOR_SET, Head};
 use super::openapi;
-use super::operations::{OperatorStore, Problem};
+use super::operations::OperatorStore;
+use super::problem::Problem;
 use super::proto::weir::admin::v1::History;
 use super::proto::weir::admin::v1::admin_service_server::AdminServiceServer;
 use crate::grpc_request::{self, NotACall};
+use crate::message_json;
 use crate::reflection::with_reflection;
 
 /// The longest body: a thousand large records.
 const MAX_BODY: usize = 32 << 20;
+
+/// How long a request may take to come whole.
+const BODY_TIME: Duration = Duration::from_secs(30);
+/// How long a call over gRPC may take from its first byte on: that, and the longest call.
+const GRPC_TIME: Duration = Duration::from_secs(65);
 
 /// How much of a refused call over gRPC is read, for the audit, and how long it may take to come.
 const MAX_REFUSED: (usize, Duration) = (4 << 10, Duration::from_secs(10));
@@ -72,7 +79,10 @@ async fn no_such_path(method: Method, headers: HeaderMap, uri: Uri) -> Response 
 }
 
 async fn only_grpc(request: Request, next: Next) -> Response {
-    let Err(reason) = grpc_request::check(request.method(), request.headers()) else { return next.run(request).await };
+    let Err(reason) = grpc_request::check(request.method(), request.headers()) else {
+        let in_time = timeout(GRPC_TIME, next.run(request)).await;
+        return in_time.unwrap_or_else(|_| tonic::Status::deadline_exceeded("the request did not come whole in time").into_http());
+    };
     let (path, hint) = (request.uri().path(), reason.hint());
     let text = format!("`{path}` speaks gRPC: {hint}; `GET /openapi.json` says where the same calls are in JSON");
     let mut response = problem(reason.status(), &text);
@@ -132,10 +142,13 @@ async fn answer<S: OperatorStore>(
         return Err(unread(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send `content-type: application/json`".to_owned()));
     }
     let bad_request = |reason: String| unread(StatusCode::BAD_REQUEST, reason);
-    let body = to_bytes(body, MAX_BODY).await.map_err(|error| bad_request(error.to_string()))?;
+    let body = timeout(BODY_TIME, to_bytes(body, MAX_BODY)).await.map_err(|_| {
+        let reason = format!("the request did not come whole within {} s", BODY_TIME.as_secs());
+        unread(StatusCode::REQUEST_TIMEOUT, reason)
+    })?;
+    let body = body.map_err(|error| bad_request(error.to_string()))?;
     let method = api.method(call.name).ok_or_else(|| problem(StatusCode::NOT_FOUND, "no such call"))?;
-    let fields = fields(call, path.iter().cloned().chain(query), &body).map_err(bad_request)?;
-    let request = DynamicMessage::deserialize(method.input(), fields).map_err(|error| bad_request(error.to_string()))?;
+    let request = message(call, &method.input(), path.iter().cloned().chain(query), &body).map_err(bad_request)?;
     let answer = api.dispatch(call.name, &caller, &request.encode_to_vec()).await.map_err(|error| failure(&error))?;
     if call.name == "GetHistory" && accepts_csv(&parts.headers) {
         return Ok(([(CONTENT_TYPE, "text/csv")], csv(&answer)).into_response());
@@ -154,21 +167,47 @@ fn csv(history: &[u8]) -> String {
     std::iter::once("date,allowed,refused,cost\n".to_owned()).chain(lines).collect()
 }
 
-/// The request's fields as one object.
-fn fields(call: &Call, params: impl Iterator<Item = (String, String)>, body: &[u8]) -> Result<Value, String> {
-    let mut fields = match body {
-        [] => Map::new(),
-        body => serde_json::from_slice(body).map_err(|error| format!("the body is no JSON object: {error}"))?,
+/// The request: the fields of its path, query and body.
+fn message(
+    call: &Call,
+    request: &MessageDescriptor,
+    params: impl Iterator<Item = (String, String)>,
+    body: &[u8],
+) -> Result<DynamicMessage, String> {
+    let within = call.within.and_then(|name| request.get_field_by_name(name));
+    let Some(within) = within else {
+        return message_json::of_object(request, &Value::Object(fields(request, params, body)?));
     };
-    for (name, value) in params {
-        if fields.insert(name.clone(), Value::String(value)).is_some() {
-            return Err(format!("`{name}` stands in the path or the query: leave it out of the body"));
+    let Kind::Message(inner) = within.kind() else { return Err("no such call".to_owned()) };
+    let inner = message_json::of_object(&inner, &Value::Object(fields(&inner, params, body)?))?;
+    let mut request = DynamicMessage::new(request.clone());
+    request.set_field(&within, prost_reflect::Value::Message(inner));
+    Ok(request)
+}
+
+/// They as one object.
+fn fields(
+    message: &MessageDescriptor,
+    params: impl Iterator<Item = (String, String)>,
+    body: &[u8],
+) -> Result<Map<String, Value>, String> {
+    let mut fields = if body.is_empty() { Map::new() } else { message_json::object(body)? };
+    let mut given: Vec<String> = Vec::new();
+    for (name, text) in params {
+        if given.contains(&name) {
+            return Err(format!("{name}: given twice in the path and the query"));
         }
+        let is_flag = message.get_field_by_name(&name).is_some_and(|field| field.kind() == Kind::Bool);
+        let value = match &*text {
+            "true" | "false" if is_flag => Value::Bool(text == "true"),
+            _ => Value::String(text),
+        };
+        if fields.insert(name.clone(), value).is_some() {
+            return Err(format!("{name}: it stands in the path or the query: leave it out of the body"));
+        }
+        given.push(name);
     }
-    Ok(match call.within {
-        Some(field) => Value::Object(Map::from_iter([(field.to_owned(), Value::Object(fields))])),
-        None => Value::Object(fields),
-    })
+    Ok(fields)
 }
 
 fn failure(error: &CallError) -> Response {
@@ -179,7 +218,7 @@ fn failure(error: &CallError) -> Response {
         CallError::Problem(Problem::Unknown(_)) => StatusCode::NOT_FOUND,
         CallError::Problem(Problem::Conflict) => StatusCode::CONFLICT,
         CallError::Problem(Problem::Full(_)) => StatusCode::INSUFFICIENT_STORAGE,
-        CallError::Problem(Problem::Unavailable(_)) => StatusCode::SERVICE_UNAVAILABLE,
+        CallError::Problem(Problem::Unavailable(_) | Problem::Uncertain(_)) => StatusCode::SERVICE_UNAVAILABLE,
     };
     let mut response = problem(status, &error.to_string());
     if status == StatusCode::UNAUTHORIZED {

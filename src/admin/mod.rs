@@ -3,10 +3,14 @@
 pub mod access;
 mod calls;
 mod convert;
+mod effects;
 mod explain;
 pub mod http;
+mod import;
+mod names;
 mod openapi;
 mod operations;
+mod problem;
 mod rules;
 mod usage;
 
@@ -19,8 +23,9 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::routing::get;
 
-pub use calls::{AdminApi, SERVICE};
-pub use operations::{Operations, OperatorStore, Problem};
+pub use calls::{AdminApi, DESCRIPTOR_SET, SERVICE};
+pub use operations::{Operations, OperatorStore};
+pub use problem::Problem;
 
 use crate::limiter::Shared;
 use crate::telemetry::exposition::Format;

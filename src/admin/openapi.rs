@@ -84,7 +84,7 @@ fn operation(pool: &DescriptorPool, call: &Call, messages: &mut BTreeSet<String>
             "401": error("A token is missing or not known."),
             "403": error("The caller may not."),
             "404": error("The rules have no such domain, rule or tier."),
-            "503": error("The store does not answer."),
+            "503": error("The store does not answer. A change may have been made: the error says so."),
         },
     });
     if call.role == Role::Change {
@@ -98,6 +98,7 @@ fn operation(pool: &DescriptorPool, call: &Call, messages: &mut BTreeSet<String>
         operation["responses"]["200"]["content"]["text/csv"] = json!({"schema": {"type": "string"}});
     }
     if has_body {
+        operation["responses"]["408"] = error("The body did not come whole in time.");
         let properties: Map<String, Value> = request
             .fields()
             .filter(|field| !in_path(field))
@@ -147,6 +148,8 @@ fn value(field: &FieldDescriptor, messages: &mut BTreeSet<String>) -> Value {
         Kind::Bool => json!({"type": "boolean"}),
         Kind::Double | Kind::Float => json!({"type": "number"}),
         Kind::String | Kind::Bytes | Kind::Enum(_) => json!({"type": "string"}),
+        // Where -1 means unlimited.
+        Kind::Int64 => json!({"type": "integer", "minimum": -1}),
         _ => json!({"type": "integer", "minimum": 0}),
     };
     match field.cardinality() {

@@ -1,19 +1,20 @@
 //! What the admin API does, whoever asks and by whichever protocol.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use prost_types::Timestamp;
 
-use super::convert;
+use super::problem::{Mistake, Problem};
 use super::proto::weir::admin::v1 as proto;
 use super::usage::Kind;
+use super::{convert, effects, names};
 use crate::limiter::Shared;
 use crate::rules::subject::{SubjectLimits, SubjectRecord, Switch};
 use crate::rules::tier_definition::TierDefinition;
 use crate::rules::{Domain, Rule};
-use crate::store::StoreError;
+use crate::spelling::{listed, suggestion};
 use crate::store::records::{self, Change, Expected, MAX_PAGE, MAX_TEXT, Record, RecordName, RecordStore, WriteError};
 use crate::store::subjects::SubjectStore;
 
@@ -33,38 +34,6 @@ pub struct Operations<S> {
     pub(super) store: S,
 }
 
-/// Why something was not done.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
-    #[error("{0}")]
-    Invalid(String),
-    /// What the request names is not in the rules.
-    #[error("{0}")]
-    Unknown(String),
-    #[error("others change the same record at the same time; try again")]
-    Conflict,
-    #[error("{0}")]
-    Full(String),
-    #[error("{0}")]
-    Unavailable(String),
-}
-
-impl From<StoreError> for Problem {
-    fn from(error: StoreError) -> Problem {
-        Problem::Unavailable(error.to_string())
-    }
-}
-
-impl From<WriteError> for Problem {
-    fn from(error: WriteError) -> Problem {
-        match error {
-            WriteError::Conflict => Problem::Conflict,
-            WriteError::Full => Problem::Full(error.to_string()),
-            WriteError::Store(error) => error.into(),
-        }
-    }
-}
-
 impl<S: OperatorStore> Operations<S> {
     pub fn new(shared: Arc<Shared>, store: S) -> Operations<S> {
         Operations { shared, store }
@@ -72,8 +41,11 @@ impl<S: OperatorStore> Operations<S> {
 
     pub(super) async fn get_subject(&self, request: proto::GetSubjectRequest) -> Result<proto::Subject, Problem> {
         let name = self.subject_name(&request.domain, &request.subject)?;
-        let record = self.read(&name).await?.0;
-        Ok(shown(&name, &record))
+        let (record, text) = self.read(&name).await?;
+        if text.is_none() {
+            self.domain(&request.domain)?;
+        }
+        Ok(self.shown_with_warnings(&name, &record))
     }
 
     pub(super) async fn list_subjects(&self, request: proto::ListSubjectsRequest) -> Result<proto::ListSubjectsResponse, Problem> {
@@ -85,6 +57,10 @@ impl<S: OperatorStore> Operations<S> {
             size => size.min(MAX_PAGE),
         };
         let page = self.store.list(&RecordName::subjects(&request.domain), &request.page_token, size).await?;
+        // Of a domain that is gone its records can still be seen, and removed.
+        if page.records.is_empty() && request.page_token.is_empty() {
+            self.domain(&request.domain)?;
+        }
         let next_page_token = page.next.unwrap_or_default();
         let records = readable(page.records);
         let subjects = records.iter().filter_map(|(name, record)| match record {
@@ -97,12 +73,27 @@ impl<S: OperatorStore> Operations<S> {
     pub(super) async fn assign_tier(&self, request: proto::AssignTierRequest) -> Result<proto::Subject, Problem> {
         let name = self.subject_name(&request.domain, &request.subject)?;
         let domain = self.domain(&request.domain)?;
-        if !request.tier.is_empty() {
-            has_tier(&domain, &request.tier)?;
+        if request.tier.is_empty() {
+            let known = domain.plans.tiers.iter().map(|tier| &*tier.name);
+            let reason = format!(
+                "`tier` is missing: name one of {}; `weir assign --remove` (UnassignTier) takes a tier away",
+                listed(known)
+            );
+            return Err(Problem::Invalid(reason));
         }
-        let tier = Some(request.tier).filter(|tier| !tier.is_empty());
+        names::has_tier(&domain, &request.tier).map_err(|mistake| mistake.below("tier"))?;
         self.change(&name, |record| {
-            record.tier = tier.as_deref().map(Into::into);
+            record.tier = Some(request.tier.as_str().into());
+            Ok(())
+        })
+        .await
+    }
+
+    pub(super) async fn unassign_tier(&self, request: proto::UnassignTierRequest) -> Result<proto::Subject, Problem> {
+        let name = self.subject_name(&request.domain, &request.subject)?;
+        self.domain(&request.domain)?;
+        self.change(&name, |record| {
+            record.tier = None;
             Ok(())
         })
         .await
@@ -111,23 +102,24 @@ impl<S: OperatorStore> Operations<S> {
     pub(super) async fn override_subject(&self, request: proto::OverrideSubjectRequest) -> Result<proto::Subject, Problem> {
         let name = self.subject_name(&request.domain, &request.subject)?;
         let domain = self.domain(&request.domain)?;
-        for limits in &request.limits {
-            if !limits.rule.is_empty() && !domain.rules.iter().any(|rule| rule.label() == limits.rule) {
-                let known: Vec<&str> = domain.rules.iter().take(20).map(Rule::label).collect();
-                let known = known.join(", ");
-                return Err(Problem::Unknown(format!("domain `{}` has no rule `{}`: it has {known}", domain.name, limits.rule)));
-            }
+        one_change(&request)?;
+        for (place, limits) in request.limits.iter().enumerate().filter(|(_, limits)| !limits.rule.is_empty()) {
+            let known = names::has_rule(&domain, &limits.rule);
+            known.map_err(|mistake| mistake.below("rule").below(format!("limits[{place}]")))?;
         }
-        let limits: Vec<SubjectLimits> = request.limits.iter().map(convert::limits_record).collect::<Result<_, _>>()?;
+        let limits: Vec<SubjectLimits> = convert::limits_records(&request.limits)?;
         countable(&limits, &domain)?;
-        for (what, until) in [("a block", &request.blocked_until), ("an exemption", &request.allowed_until)] {
-            self.must_be_ahead(what, until.as_ref())?;
+        for (what, field, until) in
+            [("a block", "blocked_until", &request.blocked_until), ("an exemption", "allowed_until", &request.allowed_until)]
+        {
+            self.must_be_ahead(what, until.as_ref()).map_err(|mistake| mistake.below(field))?;
         }
-        let said = self.change(&name, |record| overridden(record, &request, &limits)).await?;
+        let changed = self.change(&name, |record| overridden(record, &request, &limits)).await?;
         if request.allowed_until.is_some() {
-            self.forget_counters(&name, Kind::Block).await?;
+            let lifted = self.forget_counters(&name, Kind::Block).await;
+            lifted.map_err(|problem| problem.after("the override is in effect"))?;
         }
-        Ok(said)
+        Ok(changed)
     }
 
     pub(super) async fn remove_subject(
@@ -140,24 +132,42 @@ impl<S: OperatorStore> Operations<S> {
         let literal = Some(literal).filter(|literal| *literal != network);
         let mut removed = self.remove(network).await?;
         if let Some(literal) = literal {
-            removed |= self.remove(literal).await?;
+            let of_literal = self.remove(literal).await;
+            removed |=
+                of_literal.map_err(|problem| if removed { problem.after("the network's override is removed") } else { problem })?;
+        }
+        if !removed {
+            self.domain(&request.domain)?;
         }
         Ok(proto::RemoveSubjectResponse { removed })
     }
 
     pub(super) async fn list_tiers(&self, request: proto::ListTiersRequest) -> Result<proto::ListTiersResponse, Problem> {
         let prefix = RecordName::tiers(&request.domain);
-        let (mut tiers, mut after) = (Vec::new(), Some(String::new()));
+        let mut tiers: BTreeMap<String, proto::Tier> = BTreeMap::new();
+        if let Some(domain) = self.shared.loaded().domains.get(request.domain.as_bytes()) {
+            let of_file = domain.plans.tiers.iter().map(|tier| {
+                let listed = convert::tier(&domain.name, &tier.name, &tier.definition);
+                (tier.name.to_string(), proto::Tier { source: Some(tier.source.to_string()), ..listed })
+            });
+            tiers.extend(of_file);
+        }
+        let mut after = Some(String::new());
         while let Some(name) = after {
             let page = self.store.list(&prefix, &name, MAX_PAGE).await?;
             for (name, record) in readable(page.records) {
                 if let (RecordName::Tier { domain, tier }, Record::Tier(definition)) = (name, record) {
-                    tiers.push(convert::tier(&domain, &tier, &definition));
+                    let replaces_file = Some(tiers.contains_key(&*tier));
+                    let listed = proto::Tier { replaces_file, ..convert::tier(&domain, &tier, &definition) };
+                    tiers.insert(tier.into(), proto::Tier { source: Some(RUN_TIME.to_owned()), ..listed });
                 }
             }
             after = page.next;
         }
-        Ok(proto::ListTiersResponse { tiers })
+        if tiers.is_empty() {
+            self.domain(&request.domain)?;
+        }
+        Ok(proto::ListTiersResponse { tiers: tiers.into_values().collect() })
     }
 
     pub(super) async fn define_tier(&self, request: proto::DefineTierRequest) -> Result<proto::Tier, Problem> {
@@ -165,15 +175,34 @@ impl<S: OperatorStore> Operations<S> {
         let name = convert::tier_name(&tier.domain, &tier.name)?;
         let domain = self.domain(&tier.domain)?;
         let definition = convert::tier_definition(&tier)?;
+        let says_nothing = tier.limits.is_empty() && tier.sets.is_empty() && definition.quotas.is_empty();
+        if says_nothing && definition.priority.is_none() {
+            let hint =
+                "give `limits`, `sets`, `daily`, `monthly` or `priority`; `limits: [{limit: unlimited}]` for a tier without limits";
+            return Err(Problem::Invalid(format!("a tier that says nothing: {hint}")));
+        }
         tier_countable(&definition, &domain)?;
         let shown = convert::tier(&tier.domain, &tier.name, &definition);
+        let loaded = self.shared.loaded();
+        let in_file = loaded.domains.get(tier.domain.as_bytes());
+        let replaces_file = in_file.is_some_and(|domain| domain.plans.tier_named(tier.name.as_bytes()).is_some());
         self.put(name, &Record::Tier(definition)).await?;
-        Ok(shown)
+        Ok(proto::Tier {
+            source: Some(RUN_TIME.to_owned()),
+            replaces_file: Some(replaces_file),
+            warnings: effects::of_tiers(&domain).into_iter().collect(),
+            ..shown
+        })
     }
 
     pub(super) async fn remove_tier(&self, request: proto::RemoveTierRequest) -> Result<proto::RemoveTierResponse, Problem> {
         let name = convert::tier_name(&request.domain, &request.name)?;
-        Ok(proto::RemoveTierResponse { removed: self.remove(name).await? })
+        let removed = self.remove(name).await?;
+        if !removed {
+            let domain = self.domain(&request.domain)?;
+            names::has_tier(&domain, &request.name).map_err(|mistake| mistake.below("name"))?;
+        }
+        Ok(proto::RemoveTierResponse { removed })
     }
 
     pub(super) async fn get_switch(&self, request: proto::GetSwitchRequest) -> Result<proto::Switch, Problem> {
@@ -188,85 +217,35 @@ impl<S: OperatorStore> Operations<S> {
 
     pub(super) async fn set_switch(&self, request: proto::SetSwitchRequest) -> Result<proto::Switch, Problem> {
         let switch = convert::switch(&request.switch)?;
-        if !request.domain.is_empty() && switch != Switch::Off {
-            self.domain(&request.domain)?;
+        let name = convert::switch_name(&request.domain);
+        if !request.domain.is_empty() {
+            // The switch of a domain that is gone can be put off.
+            let is_known = switch == Switch::Off && self.store.read(&name).await?.is_some();
+            if !is_known {
+                self.domain(&request.domain)?;
+            }
         }
-        self.put(convert::switch_name(&request.domain), &Record::Switch(switch)).await?;
+        self.put(name, &Record::Switch(switch)).await?;
         Ok(proto::Switch { domain: request.domain, switch: request.switch })
     }
 
-    pub(super) async fn export_records(&self, request: proto::ExportRecordsRequest) -> Result<proto::Records, Problem> {
-        let size = match request.page_size as usize {
-            0 => MAX_PAGE,
-            size => size.min(MAX_PAGE),
-        };
-        let page = self.store.list("", &request.page_token, size).await?;
-        let mut records = proto::Records { next_page_token: page.next.unwrap_or_default(), ..proto::Records::default() };
-        for (name, record) in readable(page.records) {
-            convert::export(&mut records, &name, &record);
-        }
-        Ok(records)
-    }
-
-    pub(super) async fn import_records(&self, request: proto::Records) -> Result<proto::ImportRecordsResponse, Problem> {
-        let records = self.one_of_a_network(convert::import(&request)?)?;
-        self.all_countable(&records)?;
-        let changes = records.iter().map(|(name, record)| {
-            change_to(name.clone(), Expected::Anything, record).map_err(|problem| convert::in_record(name, problem))
-        });
-        let changes: Vec<Change> = changes.collect::<Result<_, _>>()?;
-        for page in changes.chunks(MAX_PAGE) {
-            self.store.write(page).await?;
-        }
-        Ok(proto::ImportRecordsResponse { imported: changes.len() as u64 })
-    }
-
-    /// The records by the names they are kept by. Of two that are of one network the later one would be all that stays.
-    fn one_of_a_network(&self, records: Vec<(RecordName, Record)>) -> Result<Vec<(RecordName, Record)>, Problem> {
-        let mut given: HashMap<RecordName, RecordName> = HashMap::with_capacity(records.len());
-        let by_network = records.into_iter().map(|(literal, record)| {
-            let name = self.by_network(literal.clone());
-            match given.insert(name.clone(), literal.clone()) {
-                Some(other) if other != literal => Err(convert::same_subject(&other, &literal, &name)),
-                _ => Ok((name, record)),
-            }
-        });
-        by_network.collect()
-    }
-
-    /// Records of domains that are loaded have to be such as could be said of them one by one.
-    fn all_countable(&self, records: &[(RecordName, Record)]) -> Result<(), Problem> {
-        let rules = self.shared.rules();
-        for (name, record) in records {
-            let (RecordName::Subject { domain, .. } | RecordName::Tier { domain, .. }) = name else { continue };
-            let Some(domain) = rules.domains.get(domain.as_bytes()) else { continue };
-            let checked = match record {
-                Record::Subject(record) => countable(&record.limits, domain),
-                Record::Tier(definition) => tier_countable(definition, domain),
-                Record::Switch(_) => Ok(()),
-            };
-            checked.map_err(|problem| convert::in_record(name, problem))?;
-        }
-        Ok(())
-    }
-
     /// What is over when it begins is a misspelling.
-    fn must_be_ahead(&self, what: &str, until: Option<&Timestamp>) -> Result<(), Problem> {
+    fn must_be_ahead(&self, what: &str, until: Option<&Timestamp>) -> Result<(), Mistake> {
         let Some(until) = until else { return Ok(()) };
         let now = self.now();
         if convert::micros(until)? > now {
             return Ok(());
         }
-        Err(Problem::Invalid(format!("{what} until {until} is over already: it is {}", convert::timestamp(now))))
+        Err(Mistake::invalid(format!("{what} until {until} is over already: it is {}", convert::timestamp(now))))
     }
 
     /// The name of a subject's record.
     pub(super) fn subject_name(&self, domain: &str, subject: &str) -> Result<RecordName, Problem> {
-        convert::subject_name(domain, subject).map(|name| self.by_network(name))
+        Ok(convert::subject_name(domain, subject).map(|name| self.by_network(name))?)
     }
 
     /// A subject that is an address is known by the network that it is counted by.
-    fn by_network(&self, name: RecordName) -> RecordName {
+    pub(super) fn by_network(&self, name: RecordName) -> RecordName {
         let RecordName::Subject { domain, subject } = &name else { return name };
         let rules = self.shared.rules();
         let network = rules.domains.get(domain.as_bytes()).and_then(|domain| domain.addresses.subject(subject));
@@ -280,11 +259,17 @@ impl<S: OperatorStore> Operations<S> {
     pub(super) fn domain(&self, name: &str) -> Result<Arc<Domain>, Problem> {
         let rules = self.shared.rules();
         let domain = rules.domains.get(name.as_bytes()).cloned();
-        domain.ok_or_else(|| {
-            let mut known: Vec<&str> = rules.domains.values().map(|domain| &*domain.name).collect();
-            known.sort_unstable();
-            Problem::Unknown(format!("no domain `{name}` is loaded: there are {}", known.join(", ")))
-        })
+        domain.ok_or_else(|| names::unknown_domain(&rules, name).into())
+    }
+
+    /// A subject's record, with what of it has no effect.
+    fn shown_with_warnings(&self, name: &RecordName, record: &SubjectRecord) -> proto::Subject {
+        let RecordName::Subject { domain, subject } = name else { return proto::Subject::default() };
+        let warnings = match self.shared.rules().domains.get(domain.as_bytes()) {
+            Some(domain) => effects::of_record(domain, subject, record, self.now()),
+            None => vec![format!("domain `{domain}` is not loaded: this has no effect")],
+        };
+        proto::Subject { warnings, ..shown(name, record) }
     }
 
     /// A subject's record, and the text that it is read from. One that cannot be read is as good as none.
@@ -301,12 +286,12 @@ impl<S: OperatorStore> Operations<S> {
     async fn change(
         &self,
         name: &RecordName,
-        change: impl Fn(&mut SubjectRecord) -> Result<(), Problem>,
+        change: impl Fn(&mut SubjectRecord) -> Result<(), Mistake>,
     ) -> Result<proto::Subject, Problem> {
         for _ in 0..MAX_TRIES {
             let (mut record, text) = self.read(name).await?;
             change(&mut record)?;
-            let shown = shown(name, &record);
+            let shown = self.shown_with_warnings(name, &record);
             let next = change_to(name.clone(), Expected::Exactly(text), &Record::Subject(record))?;
             match self.store.write(&[next]).await {
                 Ok(()) => return Ok(shown),
@@ -329,18 +314,21 @@ impl<S: OperatorStore> Operations<S> {
     }
 }
 
+/// Where a tier comes from that is not in the rules files.
+const RUN_TIME: &str = "run time";
+
 /// A record that says nothing is none.
-fn change_to(name: RecordName, expected: Expected, record: &Record) -> Result<Change, Problem> {
+pub(super) fn change_to(name: RecordName, expected: Expected, record: &Record) -> Result<Change, Mistake> {
     let next = Some(record).filter(|record| !record.is_empty()).map(Record::text);
     match next.as_deref().map_or(0, str::len) {
         0..=MAX_TEXT => Ok(Change { name, expected, next }),
-        length => Err(Problem::Invalid(format!("a record of {length} bytes; at most {MAX_TEXT}"))),
+        length => Err(Mistake::invalid(format!("a record of {length} bytes; at most {MAX_TEXT}"))),
     }
 }
 
 /// # Errors
 /// For limits that are not a counter each in every rule that they are for.
-fn countable(limits: &[SubjectLimits], domain: &Domain) -> Result<(), Problem> {
+pub(super) fn countable(limits: &[SubjectLimits], domain: &Domain) -> Result<(), Mistake> {
     let same_counter = |limits: &SubjectLimits| {
         let is_meant = |rule: &&Rule| match limits.rule.as_deref() {
             Some(named) => rule.label() == named,
@@ -353,33 +341,64 @@ fn countable(limits: &[SubjectLimits], domain: &Domain) -> Result<(), Problem> {
 
 /// # Errors
 /// Likewise for a tier's.
-fn tier_countable(definition: &TierDefinition, domain: &Domain) -> Result<(), Problem> {
+pub(super) fn tier_countable(definition: &TierDefinition, domain: &Domain) -> Result<(), Mistake> {
     definition.same_counter(domain).map_or(Ok(()), |algorithm| Err(convert::same_counter(Some(algorithm))))
+}
+
+/// What can be cleared of a subject.
+const CLEARABLE: [&str; 5] = ["tier", "blocked_until", "allowed_until", "multiplier", "limits"];
+
+/// # Errors
+/// For a request that changes nothing, or whose changes contradict each other.
+fn one_change(request: &proto::OverrideSubjectRequest) -> Result<(), Mistake> {
+    let (blocks, allows) = (request.blocked_until.is_some(), request.allowed_until.is_some());
+    let sets = [
+        ("blocked_until", blocks),
+        ("allowed_until", allows),
+        ("multiplier", request.multiplier.is_some()),
+        ("limits", !request.limits.is_empty()),
+    ];
+    if request.clear.is_empty() && sets.iter().all(|(_, is_set)| !is_set) {
+        let fields = sets.map(|(field, _)| field).join(", ");
+        return Err(Mistake::invalid(format!("nothing to change: give {fields} or clear")));
+    }
+    if blocks && allows {
+        return Err(Mistake::invalid("`blocked_until` and `allowed_until` contradict each other: give one of them"));
+    }
+    for (place, field) in request.clear.iter().enumerate() {
+        let at = |reason: String| Mistake::invalid(reason).below(format!("clear[{place}]"));
+        if !CLEARABLE.contains(&field.as_str()) {
+            let near = suggestion(field, CLEARABLE.into_iter());
+            let known = "tier, blocked_until, allowed_until, multiplier or limits";
+            return Err(at(format!("`{field}` cannot be cleared: {known}{near}")));
+        }
+        if sets.contains(&(field.as_str(), true)) {
+            return Err(at(format!("`{field}` is set in the same request: do one of the two")));
+        }
+    }
+    Ok(())
 }
 
 fn overridden(
     record: &mut SubjectRecord,
     request: &proto::OverrideSubjectRequest,
     limits: &[SubjectLimits],
-) -> Result<(), Problem> {
+) -> Result<(), Mistake> {
     for field in &request.clear {
         match &**field {
             "tier" => record.tier = None,
             "blocked_until" => record.blocked_until = None,
             "allowed_until" => record.allowed_until = None,
             "multiplier" => record.multiplier = None,
-            "limits" => record.limits.clear(),
-            _ => {
-                let known = "tier, blocked_until, allowed_until, multiplier or limits";
-                return Err(Problem::Invalid(format!("`{field}` cannot be cleared: {known}")));
-            }
+            // Anything else was refused before.
+            _ => record.limits.clear(),
         }
     }
-    if let Some(time) = &request.blocked_until {
-        record.blocked_until = Some(convert::micros(time)?);
+    if let Some(until) = convert::time(request.blocked_until.as_ref(), "blocked_until")? {
+        record.blocked_until = Some(until);
     }
-    if let Some(time) = &request.allowed_until {
-        record.allowed_until = Some(convert::micros(time)?);
+    if let Some(until) = convert::time(request.allowed_until.as_ref(), "allowed_until")? {
+        record.allowed_until = Some(until);
     }
     if let Some(multiplier) = request.multiplier {
         record.multiplier = Some(convert::multiplier(multiplier)?);
@@ -400,17 +419,6 @@ fn shown(name: &RecordName, record: &SubjectRecord) -> proto::Subject {
     }
 }
 
-fn readable(texts: Vec<(String, String)>) -> Vec<(RecordName, Record)> {
+pub(super) fn readable(texts: Vec<(String, String)>) -> Vec<(RecordName, Record)> {
     records::readable(texts.into_iter().map(|(name, text)| (Cow::Owned(name), Cow::Owned(text))))
-}
-
-/// # Errors
-/// For a tier that the domain does not have; names those that it has.
-pub(super) fn has_tier(domain: &Domain, tier: &str) -> Result<(), Problem> {
-    if domain.plans.tier_named(tier.as_bytes()).is_some() {
-        return Ok(());
-    }
-    let known: Vec<&str> = domain.plans.tiers.iter().map(|tier| &*tier.name).collect();
-    let known = if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) };
-    Err(Problem::Unknown(format!("domain `{}` has no tier `{tier}`: {known}", domain.name)))
 }

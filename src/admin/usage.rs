@@ -8,9 +8,10 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
-use super::convert;
-use super::operations::{Operations, OperatorStore, Problem, has_tier};
+use super::operations::{Operations, OperatorStore};
+use super::problem::Problem;
 use super::proto::weir::admin::v1 as proto;
+use super::{convert, effects, names};
 use crate::limit::{Algorithm, DAY, Micros, Operation, Outcome, Period, Shape};
 use crate::rules::Domain;
 use crate::rules::key::{self, BLOCK_SUFFIX, Key};
@@ -18,10 +19,13 @@ use crate::rules::plan::{self, Moment, PlanSettings};
 use crate::rules::request::{Descriptor, Entry, Request};
 use crate::rules::subject::{Records, SubjectRecord};
 use crate::rules::tier::TierSource;
+use crate::spelling::suggestion;
 use crate::store::history;
 use crate::store::records::RecordName;
 use crate::store::subjects::Day;
 use crate::store::{Group, Outcomes};
+
+mod standing;
 
 /// Counters that are looked at, or forgotten, at once.
 const MAX_AT_ONCE: usize = 500;
@@ -44,7 +48,11 @@ impl Kind {
             "daily" => Ok(Kind::Daily),
             "monthly" => Ok(Kind::Monthly),
             "rate" => Ok(Kind::Rate),
-            _ => Err(Problem::Invalid(format!("unknown kind `{name}`: all, daily, monthly or rate"))),
+            "" => Err(Problem::Invalid("`kind` is missing: all, daily, monthly or rate".to_owned())),
+            _ => {
+                let near = suggestion(name, ["all", "daily", "monthly", "rate"].into_iter());
+                Err(Problem::Invalid(format!("kind: unknown kind `{name}`: all, daily, monthly or rate{near}")))
+            }
         }
     }
 
@@ -79,7 +87,7 @@ impl<S: OperatorStore> Operations<S> {
         let tier = match &*request.tier {
             "" => self.last_tier(&domain, &subject).await?,
             tier => {
-                has_tier(&domain, tier)?;
+                names::has_tier(&domain, tier).map_err(|mistake| mistake.below("tier"))?;
                 Some(tier.into())
             }
         };
@@ -92,7 +100,12 @@ impl<S: OperatorStore> Operations<S> {
         let outcomes = self.look(&group).await?;
         let now = self.now();
         let limits = used.iter().filter_map(|used| shown(used, &group, outcomes[used.check], now)).collect();
+        let unlimited = standing::unlimited(&domain, &subject, &record, tier.as_deref());
+        let unused = || standing::unused(&domain, &subject, used.is_empty() && unlimited.is_empty());
+        let warnings = effects::of_subject(&domain, &subject).or_else(unused).into_iter().collect();
         Ok(proto::Usage {
+            unlimited,
+            warnings,
             domain: request.domain,
             subject: key::shown(&subject),
             limits,
@@ -104,8 +117,11 @@ impl<S: OperatorStore> Operations<S> {
 
     pub(super) async fn reset_usage(&self, request: proto::ResetUsageRequest) -> Result<proto::ResetUsageResponse, Problem> {
         let kind = Kind::parse(&request.kind)?;
-        let name = self.subject_name(&request.domain, &request.subject)?;
-        Ok(proto::ResetUsageResponse { reset: self.forget_counters(&name, kind).await? })
+        let (domain, subject) = self.domain_and_subject(&request.domain, &request.subject)?;
+        let name = RecordName::Subject { domain: domain.name.clone(), subject: subject.clone() };
+        let reset = self.forget_counters(&name, kind).await?;
+        let warnings = effects::of_subject(&domain, &subject).filter(|_| reset == 0).into_iter().collect();
+        Ok(proto::ResetUsageResponse { reset, warnings })
     }
 
     /// Forgets counters of a subject; says how many there were.
@@ -120,7 +136,7 @@ impl<S: OperatorStore> Operations<S> {
         counters.dedup();
         let mut forgotten = 0;
         for part in counters.chunks(MAX_AT_ONCE) {
-            forgotten += self.store.forget(part).await?;
+            forgotten += self.store.forget(part).await.map_err(|error| Problem::uncertain(&error))?;
         }
         Ok(forgotten)
     }
@@ -152,7 +168,9 @@ impl<S: OperatorStore> Operations<S> {
             refused: tally.refused,
             cost: tally.cost,
         });
-        Ok(proto::History { domain: request.domain, subject: key::shown(&subject), days: days.collect() })
+        let days: Vec<proto::Day> = days.collect();
+        let warnings = effects::of_subject(&domain, &subject).filter(|_| days.is_empty()).into_iter().collect();
+        Ok(proto::History { domain: request.domain, subject: key::shown(&subject), days, warnings })
     }
 
     fn domain_and_subject(&self, domain: &str, subject: &str) -> Result<(Arc<Domain>, Box<[u8]>), Problem> {

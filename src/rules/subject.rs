@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::key::{self, EntriesText, Part};
 use super::{Rule, RuleLimit};
-use crate::limit::{Algorithm, Limit, LimitError, Micros, Shape};
+use crate::limit::{Algorithm, Limit, LimitError, Micros, Period, Shape};
 
 /// A whole in [`SubjectRecord::multiplier`].
 pub const WHOLE: u64 = 1_000_000;
@@ -34,6 +34,8 @@ pub struct SubjectLimits {
     pub rates: Vec<SubjectRate>,
     /// Instead of the rule's quotas of the same period.
     pub quotas: Vec<Limit>,
+    /// Quotas of the rule that do not hold; a period is not in `quotas`, too.
+    pub lifted_quotas: Vec<Period>,
     /// No rate limit at all. Quotas stay.
     pub unlimited: bool,
 }
@@ -153,12 +155,21 @@ impl SubjectRecord {
 impl SubjectLimits {
     /// Replaces what the other one says: the rate limits, the daily and the monthly quota are each a thing of their own.
     pub fn change(&mut self, other: SubjectLimits) {
+        self.quotas.retain(|known| !other.says_of(known.calendar()));
+        self.lifted_quotas.retain(|period| !other.says_of(Some(*period)));
         if other.unlimited || !other.rates.is_empty() {
             (self.rates, self.unlimited) = (other.rates, other.unlimited);
         }
-        self.quotas.retain(|known| other.quotas.iter().all(|quota| quota.calendar() != known.calendar()));
         self.quotas.extend(other.quotas);
+        self.lifted_quotas.extend(other.lifted_quotas);
         self.quotas.sort_by_key(Limit::window);
+        self.lifted_quotas.sort_unstable();
+    }
+
+    /// Whether it replaces or lifts the quota of this period.
+    fn says_of(&self, period: Option<Period>) -> bool {
+        let is_replaced = self.quotas.iter().any(|quota| quota.calendar() == period);
+        is_replaced || period.is_some_and(|period| self.lifted_quotas.contains(&period))
     }
 
     fn instead_of(&self, own: &[RuleLimit], label: &str) -> Vec<RuleLimit> {
@@ -175,7 +186,7 @@ impl SubjectLimits {
         let replaces_rates = self.unlimited || !self.rates.is_empty();
         let stays = |own: &&RuleLimit| match own.limit.calendar() {
             None => !replaces_rates,
-            period => self.quotas.iter().all(|quota| quota.calendar() != period),
+            period => !self.says_of(period),
         };
         rates.chain(own.iter().filter(stays).cloned()).chain(quotas).collect()
     }

@@ -80,6 +80,13 @@ impl Operators {
 }
 
 impl RecordStore for Operators {
+    fn are_known(&self) -> bool {
+        match self {
+            Operators::Memory { records, .. } => records.are_known(),
+            Operators::Redis { records, .. } => records.are_known(),
+        }
+    }
+
     async fn read(&self, name: &RecordName) -> Result<Option<String>, StoreError> {
         match self {
             Operators::Memory { records, .. } => records.read(name).await,

@@ -6,7 +6,7 @@ use crate::client::{RULES, done, open, subject, user};
 use crate::support::eventually;
 use crate::support::http;
 use crate::support::redis::RedisServer;
-use crate::support::weir::{Settings, Weir};
+use crate::support::weir::{Settings, Weir, ask, request};
 
 const LATER: &str = "2100-01-01T00:00:00Z";
 
@@ -48,6 +48,26 @@ async fn a_subject_is_overridden_listed_and_removed() {
     let cleared = done(&weir, "PATCH", &subject("u0"), json!({"clear": ["allowed_until"]})).await;
     assert!(cleared.get("allowed_until").is_none(), "{cleared}");
     assert_eq!(done(&weir, "GET", "/v1/domains/api/subjects", json!(null)).await["subjects"], json!([]));
+}
+
+#[tokio::test]
+async fn an_operators_block_is_told_as_such_and_not_as_the_rules_refusal() {
+    let response = "response: {headers: [x_ratelimit, retry_after, rule], body: problem, metadata: true}\ndescriptors:";
+    let rules = RULES.replace("descriptors:\n  - key: user_id", &format!("{response}\n  - key: user_id"));
+    let weir = Settings::with_rules(&rules).env("WEIR_ADMIN_LOCAL_CHANGES", "true").start().await;
+    done(&weir, "PATCH", &subject("u1"), json!({"blocked_until": LATER})).await;
+    let refused = ask(&mut weir.client().await, request("api", &[&[("user_id", "u1")]])).await;
+    assert_eq!(refused.overall_code, 2);
+    let names: Vec<&str> = refused.response_headers_to_add.iter().map(|header| &*header.key).collect();
+    assert_eq!(names, ["Retry-After", "content-type"], "neither the rule nor its layer");
+    let body: Value = serde_json::from_slice(&refused.raw_body).expect("JSON");
+    assert_eq!((&body["violated-policies"], &body["detail"]), (&json!(["operator-block"]), &json!("blocked by an operator")));
+    assert_eq!((&body["type"], body.get("rule"), body["status"].as_u64()), (&json!("about:blank"), None, Some(429)));
+    let metadata = refused.dynamic_metadata.expect("it is asked for").fields;
+    assert!(
+        metadata.contains_key("blocked_by") && !metadata.contains_key("rule") && !metadata.contains_key("layer"),
+        "{metadata:?}"
+    );
 }
 
 #[tokio::test]
@@ -143,8 +163,10 @@ async fn what_is_exported_can_be_imported_and_is_the_same() {
         {"rule": "ai", "limits": [{"limit": "7 per 90s", "algorithm": "token_bucket", "burst": 9}], "daily": 3},
         {"unlimited": true, "monthly": 1},
     ]);
-    let body = json!({"limits": limits, "multiplier": 0.333333, "blocked_until": LATER, "allowed_until": LATER});
-    done(&one, "PATCH", "/v1/domains/api/subjects/user_id=a%2Fb%7C100%25", body).await;
+    let body = json!({"limits": limits, "multiplier": 0.333333, "blocked_until": LATER});
+    for body in [body, json!({"allowed_until": LATER})] {
+        done(&one, "PATCH", "/v1/domains/api/subjects/user_id=a%2Fb%7C100%25", body).await;
+    }
     done(&one, "PATCH", &subject("u1"), json!({"multiplier": 2})).await;
     let sets = json!([{"name": "write", "limits": [{"limit": "1/second"}, {"limit": "9/minute"}]}]);
     done(&one, "PUT", "/v1/domains/api/tiers/team", json!({"limits": [], "sets": sets, "daily": 5, "priority": "high"})).await;

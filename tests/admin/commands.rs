@@ -75,11 +75,91 @@ async fn assign_gives_a_tier_that_an_import_defined() {
     fs::write(&file, "tiers:\n  - domain: api\n    name: pro\n    limits: [{limit: 50/hour}]\n").expect("it is writable");
     let file = file.to_str().expect("a path in UTF-8");
     assert_eq!(succeeds(&weir, &["import", file]).await, "1 records imported\n");
-    assert_eq!(succeeds(&weir, &["assign", "api", "user_id=u1", "pro"]).await, "api user_id=u1\n  tier pro\n");
-    assert!(fails(&weir, &["assign", "api", "user_id=u1"]).await.contains("--none"));
-    assert!(fails(&weir, &["assign", "api", "user_id=u1", "pro", "--none"]).await.contains("cannot be used with"));
-    let said = succeeds(&weir, &["assign", "api", "user_id=u1", "--none"]).await;
-    assert_eq!(said, "api user_id=u1\n  nothing is said of it\n");
+    let unread =
+        "warning: the assignment has no effect: no rule of domain `api` reads the tier of a `user_id`; no rule goes by tiers\n";
+    let assigned = succeeds(&weir, &["assign", "api", "user_id=u1", "pro"]).await;
+    assert_eq!(assigned, format!("api user_id=u1\n  tier pro\n{unread}"));
+    assert!(fails(&weir, &["assign", "api", "user_id=u1"]).await.contains("--remove"));
+    assert!(fails(&weir, &["assign", "api", "user_id=u1", "pro", "--remove"]).await.contains("cannot be used with"));
+    for flag in ["--remove", "--none"] {
+        let said = succeeds(&weir, &["assign", "api", "user_id=u1", flag]).await;
+        assert_eq!(said, "api user_id=u1\n  nothing is set\n");
+    }
+    let tiers = succeeds(&weir, &["tiers", "api"]).await;
+    assert_eq!(tiers, "TIER  LIMITS   DAILY  MONTHLY  PRIORITY  FROM\npro   50/hour  -      -        -         run time\n");
+}
+
+#[tokio::test]
+async fn an_override_takes_what_the_files_take_and_nothing_that_contradicts_itself() {
+    let weir = open().start().await;
+    let of = |flags: &[&'static str]| [&["override", "api", "user_id=u1"][..], flags].concat();
+    let said = succeeds(&weir, &of(&["--limit", "-1/hour", "--monthly", "-1", "--daily", "3"])).await;
+    assert_eq!(said, "api user_id=u1\n  all rules: daily 3, monthly unlimited, unlimited\n");
+    assert!(fails(&weir, &of(&["--monthly", "-2"])).await.contains("-2 is not in -1.."));
+    assert!(fails(&weir, &of(&["--multiplier", "-1"])).await.contains("-1 is no multiplier"));
+    for (flags, expected) in [
+        (&["--block", "1h", "--allow", "1h"][..], "cannot be used with"),
+        (&["--block", "1h", "--clear", "block"], "--clear block takes back what the same command sets"),
+        (&["--allow", "1h", "--clear", "allow"], "--clear allow takes back"),
+        (&["--multiplier", "2", "--clear", "multiplier"], "--clear multiplier takes back"),
+        (&["--daily", "2", "--clear", "limits"], "--clear limits takes back"),
+        (&["--daily", "2", "--remove"], "--remove takes back everything"),
+        (&["--unlimited", "--limit", "1/hour"], "cannot be used with"),
+    ] {
+        let complaint = fails(&weir, &of(flags)).await;
+        assert!(complaint.contains(expected), "{flags:?}: {complaint}");
+    }
+    assert_eq!(succeeds(&weir, &of(&[])).await, said, "no flag: a look");
+    assert_eq!(weir.log().matches("audit: changed").count(), 1, "{}", weir.log());
+}
+
+#[tokio::test]
+async fn an_import_is_checked_whole_before_anything_is_written() {
+    let weir = open().start().await;
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let file = directory.path().join("records.json");
+    let subject = |number: usize| {
+        let tier = if number == 700 { "prp" } else { "pro" };
+        json!({"domain": "api", "subject": format!("user_id=u{number}"), "tier": tier})
+    };
+    let write = |count: usize| {
+        let subjects: Vec<Value> = (0..count).map(subject).collect();
+        let records = json!({"subjects": subjects, "tiers": [{"domain": "api", "name": "pro", "daily": 5}], "switches": []});
+        fs::write(&file, records.to_string()).expect("it is writable");
+    };
+    write(800);
+    let path = file.to_str().expect("UTF-8");
+    let complaint = fails(&weir, &["import", path]).await;
+    let expected = "subjects[700].tier: `user_id=u700` of domain `api`: domain `api` has no tier `prp`: it has none";
+    assert!(complaint.contains(expected) && complaint.contains("--force"), "{complaint}");
+    let count = async || done(&weir, "GET", "/v1/records", json!(null)).await["subjects"].as_array().map_or(0, Vec::len);
+    assert_eq!(count().await, 0, "not even the first five hundred");
+    let tried = succeeds(&weir, &["import", path, "--force", "--dry-run"]).await;
+    assert!(tried.starts_with("801 records can be imported\nwarning: subjects[700].tier: "), "{tried}");
+    assert_eq!(count().await, 0);
+    let forced = succeeds(&weir, &["import", path, "--force"]).await;
+    assert!(forced.starts_with("801 records imported\nwarning: subjects[700].tier: "), "{forced}");
+    assert_eq!(count().await, 800);
+    write(300);
+    assert_eq!(succeeds(&weir, &["import", path]).await, "301 records imported\n");
+}
+
+#[tokio::test]
+async fn usage_without_limits_says_why() {
+    let rules = "
+domain: api
+tiers: {enterprise: {limits: [unlimited]}}
+default_tier: enterprise
+descriptors: [{key: user_id, name: per-user, rate_limit: {tier: {assigned: user_id}}}]
+";
+    let weir = Settings::with_rules(rules).start().await;
+    let usage = async |subject: &str| succeeds(&weir, &["usage", "api", subject]).await;
+    assert_eq!(usage("user_id=u1").await, "api user_id=u1\n  per-user (user_id): unlimited, by tier enterprise\n");
+    let expected =
+        "api usr_id=u1\nwarning: no rule of domain `api` counts by `usr_id`: its rules count by user_id; did you mean `user_id`?\n";
+    assert_eq!(usage("usr_id=u1").await, expected);
+    let tiers = succeeds(&weir, &["tiers", "api"]).await;
+    assert!(tiers.contains("enterprise  unlimited  -      -        -         rules.yaml:3\n"), "{tiers}");
 }
 
 #[tokio::test]

@@ -90,7 +90,7 @@ fn changes() -> Vec<Change> {
     let record = json!({"domain": "api", "subject": "user=imported", "multiplier": 2});
     vec![
         Change::of(("tenant", "assigned"), ("PUT", "/tier", json!({"tier": "pro"}))),
-        Change::of(("tenant", "unassigned"), ("PUT", "/tier", json!({"tier": ""}))).after([assign("unassigned", "pro")]).refused(),
+        Change::of(("tenant", "unassigned"), ("DELETE", "/tier", json!(null))).after([assign("unassigned", "pro")]).refused(),
         Change::patch("by-rule", json!({"limits": [{"rule": "per-user", "limits": [{"limit": "2000000/year"}]}]})),
         Change::patch("all-rules", json!({"limits": [larger]})),
         Change::patch("unlimited", json!({"limits": [{"unlimited": true}]})),

@@ -121,8 +121,13 @@ async fn it_says_which_rule_why_and_what_is_left() {
         assert_eq!((code, said.as_str()), (0, expected));
         done(weir, "PATCH", "/v1/domains/api/subjects/user_id=u1", json!({"blocked_until": "2100-01-01T00:00:00Z"})).await;
         let (code, said) = explain(weir, &["user_id=u1"]).await;
-        assert!(code == 1 && said.starts_with("over_limit: user_id=u1 is blocked"), "{said}");
-        assert!(said.contains("1. user_id=u1: over_limit (blocked)") && said.contains("why  user_id=u1 is blocked until 2100-01-01T00:00:00Z"));
+        let block = "an operator has blocked user_id=u1 until 2100-01-01T00:00:00Z";
+        assert!(code == 1 && said.starts_with(&format!("over_limit: {block}; retry in ")), "{said}");
+        assert!(said.contains("refused by an operator's block, not by a rule") && !said.contains("refused by rule"), "{said}");
+        assert!(said.contains("1. user_id=u1: over_limit (blocked)") && said.contains(&format!("why  {block}")), "{said}");
+        let asked = json!({"descriptors": [{"entries": [{"key": "user_id", "value": "u1"}]}]});
+        let said = done(weir, "POST", "/v1/domains/api/explain", asked).await;
+        assert_eq!((&said["cause"], &said["limited_by"], &said["tier"]), (&json!("operator_block"), &json!(""), &json!("")));
     })
     .await;
 }
@@ -342,6 +347,6 @@ async fn what_cannot_be_said_is_neither() {
     let weir = rules().redis(&server.url()).start().await;
     drop(server);
     let (code, said) = explain(&weir, &["user_id=u1"]).await;
-    assert!(code == 2 && said.starts_with("unknown: the store"), "{said}");
+    assert!(code == 2 && said.starts_with("unknown: usage unknown: the store"), "{said}");
     assert!(said.contains("plan  tier  fixed_window  2/365d  1  -  -  -  unknown"), "{said}");
 }

@@ -1,6 +1,6 @@
 //! Why, in sentences.
 
-use super::{Case, proto};
+use super::{Case, proto, store_failure_name};
 use crate::config::keys;
 use crate::limit::{Algorithm, Charge, Micros, Mode, Operation, Outcome, RetryAfter};
 use crate::rules::decision::{Decision, Status};
@@ -22,14 +22,34 @@ impl Sentences<'_, '_, '_> {
     /// Why the request is refused.
     pub(super) fn refusal(&self, decision: &Decision) -> String {
         let explained = self.0.explained;
-        match explained.plan.verdict {
-            Verdict::Blocked { descriptor } => format!("{} is blocked", key::shown(&explained.reasons[descriptor].subject)),
-            Verdict::Denied { rule, .. } => format!("rule `{}` says `deny: true`", self.0.domain.rule(rule).label()),
-            _ => {
-                let status = decision.limited_by.map(|place| &decision.statuses[place]);
-                status.and_then(|status| self.of_status(status)).unwrap_or_else(|| "a limit has no room".to_owned())
-            }
+        let Some(place) = decision.limited_by else { return "a limit has no room".to_owned() };
+        let (planned, status) = (&explained.plan.descriptors[place], &decision.statuses[place]);
+        match (planned.kind, status.rule) {
+            (Kind::Blocked(left), _) => self.operator_block(&key::shown(&explained.reasons[place].subject), left),
+            (Kind::Deny, Some(rule)) => format!("rule `{}` says `deny: true`", self.0.domain.rule(rule).label()),
+            _ => self.of_status(status).unwrap_or_else(|| "a limit has no room".to_owned()),
         }
+    }
+
+    fn operator_block(&self, subject: &str, left: Micros) -> String {
+        format!("an operator has blocked {subject} until {}", self.time(left))
+    }
+
+    /// What is known while the store gives no answer, for a request that has counters.
+    pub(super) fn without_store(&self, failure: &str) -> String {
+        let domain = self.0.domain;
+        let counted = self.0.explained.plan.descriptors.iter().filter(|planned| !planned.checks.is_empty());
+        let policies = counted.map(|planned| {
+            let policy = planned.rule.map_or(domain.on_store_failure, |rule| domain.rule(rule).on_store_failure);
+            let label = planned.rule.map_or("the request's own limit", |rule| domain.rule(rule).label());
+            format!("`{label}` answers by `on_store_failure: {}`", store_failure_name(policy))
+        });
+        let mut policies: Vec<String> = policies.collect();
+        policies.dedup();
+        let more = policies.len().saturating_sub(LISTED);
+        policies.truncate(LISTED);
+        let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+        format!("usage unknown: {failure}; meanwhile {}{more}", policies.join(", "))
     }
 
     fn of_status(&self, status: &Status) -> Option<String> {
@@ -135,7 +155,7 @@ impl Sentences<'_, '_, '_> {
     fn of_kind(&self, planned: &Planned, reasons: &Reasons<'_, '_>) -> Option<String> {
         let subject = key::shown(&reasons.subject);
         Some(match planned.kind {
-            Kind::Blocked(left) => format!("{subject} is blocked until {}", self.time(left)),
+            Kind::Blocked(left) => self.operator_block(&subject, left),
             Kind::Exempt => {
                 let until = reasons.record.as_ref().and_then(|record| record.allowed_until).unwrap_or_default();
                 format!("{subject} is exempt until {}", self.time(until.saturating_sub(self.0.now)))

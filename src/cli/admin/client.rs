@@ -17,8 +17,12 @@ use tokio::time::timeout;
 use super::text;
 use crate::store::records::MAX_PAGE;
 
-/// How long one call may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a connection may take to be made.
+const CONNECT_TIME: Duration = Duration::from_secs(3);
+/// How long one call may take, the connection included: longer than the server lets it.
+const CALL_TIME: Duration = Duration::from_secs(10);
+/// The same for a part of an import.
+pub(super) const IMPORT_TIME: Duration = Duration::from_secs(40);
 
 pub(super) struct Client {
     authority: String,
@@ -42,8 +46,22 @@ impl Client {
     /// # Errors
     /// With its reason, when it says no.
     pub(super) async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        self.call_within(CALL_TIME, method, path, body).await
+    }
+
+    /// As [`Client::call`], where it may take another time.
+    ///
+    /// # Errors
+    /// With its reason, when it says no.
+    pub(super) async fn call_within(
+        &self,
+        time: Duration,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Value> {
         let body = body.map(Value::to_string).unwrap_or_default();
-        let answer = self.send(method, path, "application/json", body).await?;
+        let answer = self.send(time, method, path, "application/json", body).await?;
         serde_json::from_slice(&answer).with_context(|| format!("{} answers no JSON", self.authority))
     }
 
@@ -64,20 +82,22 @@ impl Client {
     }
 
     pub(super) async fn get_text(&self, path: &str, kind: &'static str) -> anyhow::Result<String> {
-        let answer = self.send(Method::GET, path, kind, String::new()).await?;
+        let answer = self.send(CALL_TIME, Method::GET, path, kind, String::new()).await?;
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
-    async fn send(&self, method: Method, path: &str, accept: &'static str, body: String) -> anyhow::Result<Bytes> {
+    async fn send(&self, time: Duration, method: Method, path: &str, accept: &'static str, body: String) -> anyhow::Result<Bytes> {
+        let is_change = method != Method::GET;
         let mut request = Request::builder().method(method).uri(path).header(HOST, &self.authority).header(ACCEPT, accept);
         request = request.header(CONTENT_TYPE, "application/json");
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, token.clone());
         }
         let request = request.body(Full::new(Bytes::from(body)))?;
-        let (status, answer) = timeout(PATIENCE, self.exchange(request))
+        let unknown = if is_change { "; a change may have been made: look before you repeat it" } else { "" };
+        let (status, answer) = timeout(time, self.exchange(request))
             .await
-            .map_err(|_| anyhow!("{} does not answer within {} s", self.authority, PATIENCE.as_secs()))?
+            .map_err(|_| anyhow!("weir at {} does not answer within {} s{unknown}", self.authority, time.as_secs()))?
             .with_context(|| format!("no admin API at {}", self.authority))?;
         if status == StatusCode::OK {
             return Ok(answer);
@@ -91,7 +111,8 @@ impl Client {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
-        let stream = TcpStream::connect(&self.authority).await?;
+        let connecting = timeout(CONNECT_TIME, TcpStream::connect(&self.authority)).await;
+        let stream = connecting.map_err(|_| anyhow!("no connection within {} s", CONNECT_TIME.as_secs()))??;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);
         let answer = sender.send_request(request).await?;

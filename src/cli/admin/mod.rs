@@ -8,6 +8,7 @@ mod import;
 mod overriding;
 mod reset;
 mod table;
+mod tiers;
 mod usage;
 
 use std::ffi::OsString;
@@ -30,6 +31,8 @@ pub(super) enum AdminCommand {
     Reset(reset::ResetArgs),
     /// Assigns a tier to a subject, or takes it away.
     Assign(assign::AssignArgs),
+    /// Lists the tiers of a domain: those of the rules files, and those defined while weir runs.
+    Tiers(tiers::TiersArgs),
     /// Changes the limits of one subject, blocks it, exempts it; shows and lists what was said.
     Override(Box<overriding::OverrideArgs>),
     /// Says what would be decided of a request, and why, without counting it.
@@ -87,6 +90,7 @@ pub(super) fn run(command: AdminCommand) -> anyhow::Result<ExitCode> {
             AdminCommand::Usage(args) => usage::run(args).await,
             AdminCommand::Reset(args) => reset::run(args).await,
             AdminCommand::Assign(args) => assign::run(args).await,
+            AdminCommand::Tiers(args) => tiers::run(args).await,
             AdminCommand::Override(args) => overriding::run(*args).await,
             AdminCommand::Export(args) => export::run(args).await,
             AdminCommand::Import(args) => import::run(args).await,
@@ -110,10 +114,13 @@ impl Connection {
         Client::new(&self.address()?, token_file.as_deref())
     }
 
-    /// The answer as JSON, if that was asked for; else by `text`.
+    /// The answer as JSON, if that was asked for; else by `text`, and its warnings.
     fn show(&self, answer: &Value, text: impl FnOnce(&Value) -> String) -> anyhow::Result<()> {
-        let text = if self.json { serde_json::to_string_pretty(answer)? + "\n" } else { text(answer) };
-        print(&text)
+        if self.json {
+            return print(&(serde_json::to_string_pretty(answer)? + "\n"));
+        }
+        let warnings = items(answer, "warnings").iter().filter_map(Value::as_str);
+        print(&warnings.fold(text(answer), |text, warning| format!("{text}warning: {warning}\n")))
     }
 }
 

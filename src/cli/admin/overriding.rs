@@ -22,7 +22,7 @@ pub(crate) struct OverrideArgs {
     /// key=value, such as user_id=u1.
     subject: Option<String>,
     /// A limit in place of those of the rules, such as 500/minute; may be given several times.
-    #[arg(long, value_name = "LIMIT", requires = "subject")]
+    #[arg(long, value_name = "LIMIT", requires = "subject", allow_hyphen_values = true)]
     limit: Vec<String>,
     /// Only for this rule, by its name; else for all rules that have limits.
     #[arg(long, value_name = "NAME")]
@@ -33,23 +33,23 @@ pub(crate) struct OverrideArgs {
     /// The capacity of the bucket.
     #[arg(long, value_name = "N", requires = "limit")]
     burst: Option<u64>,
-    /// A daily quota in place of the rule's.
-    #[arg(long, value_name = "N", requires = "subject")]
-    daily: Option<u64>,
-    /// A monthly quota in place of the rule's.
-    #[arg(long, value_name = "N", requires = "subject")]
-    monthly: Option<u64>,
+    /// A daily quota in place of the rule's; -1: none.
+    #[arg(long, value_name = "N", requires = "subject", allow_negative_numbers = true, value_parser = quota())]
+    daily: Option<i64>,
+    /// A monthly quota in place of the rule's; -1: none.
+    #[arg(long, value_name = "N", requires = "subject", allow_negative_numbers = true, value_parser = quota())]
+    monthly: Option<i64>,
     /// No rate limit at all; quotas stay.
     #[arg(long, requires = "subject", conflicts_with = "limit")]
     unlimited: bool,
     /// Refuses everything for so long, such as 15m or 36h, or until a time such as 2027-01-01T00:00:00Z.
-    #[arg(long, value_name = "TIME", requires = "subject")]
+    #[arg(long, value_name = "TIME", requires = "subject", conflicts_with = "allow")]
     block: Option<String>,
     /// Admits everything, uncounted, for so long or until a time.
     #[arg(long, value_name = "TIME", requires = "subject")]
     allow: Option<String>,
     /// Makes every limit so many times as large.
-    #[arg(long, value_name = "FACTOR", requires = "subject")]
+    #[arg(long, value_name = "FACTOR", requires = "subject", allow_negative_numbers = true)]
     multiplier: Option<f64>,
     /// Takes this back; may be given several times.
     #[arg(long, value_name = "WHAT", requires = "subject", value_parser = ["tier", "block", "allow", "multiplier", "limits"])]
@@ -79,9 +79,9 @@ pub(super) async fn run(args: OverrideArgs) -> anyhow::Result<()> {
     if args.remove {
         ensure!(change.is_empty(), "--remove takes back everything: leave the rest out");
         let answer = client.call(Method::DELETE, &path, None).await?;
-        return args
-            .connection
-            .show(&answer, |answer| if answer["removed"] == true { "removed\n" } else { "nothing was said of it\n" }.to_owned());
+        return args.connection.show(&answer, |answer| {
+            if answer["removed"] == true { "removed\n" } else { "there was nothing to remove\n" }.to_owned()
+        });
     }
     let said = if change.is_empty() {
         client.call(Method::GET, &path, None).await?
@@ -89,6 +89,11 @@ pub(super) async fn run(args: OverrideArgs) -> anyhow::Result<()> {
         client.call(Method::PATCH, &path, Some(&Value::Object(change))).await?
     };
     args.connection.show(&said, subject_text)
+}
+
+/// A number of requests, or -1.
+fn quota() -> clap::builder::RangedI64ValueParser<i64> {
+    clap::value_parser!(i64).range(-1..)
 }
 
 /// What the request changes; empty for a look.
@@ -122,6 +127,12 @@ fn change(args: &OverrideArgs) -> anyhow::Result<Map<String, Value>> {
     }
     if !limits.is_empty() {
         change.insert("limits".to_owned(), json!([limits]));
+    }
+    for (what, field) in
+        [("block", "blocked_until"), ("allow", "allowed_until"), ("multiplier", "multiplier"), ("limits", "limits")]
+    {
+        let contradicts = change.contains_key(field) && args.clear.iter().any(|cleared| cleared == what);
+        ensure!(!contradicts, "--clear {what} takes back what the same command sets: do one of the two");
     }
     if !args.clear.is_empty() {
         let fields = args.clear.iter().map(|what| match what.as_str() {
@@ -157,14 +168,14 @@ fn list_text(list: &Value) -> String {
         .iter()
         .map(|subject| vec![text(subject, "subject").to_owned(), sayings(subject).join("; ")])
         .collect();
-    table(&["subject", "what is said of it"], &rows)
+    table(&["subject", "override"], &rows)
 }
 
 pub(super) fn subject_text(subject: &Value) -> String {
     let mut lines = vec![format!("{} {}", text(subject, "domain"), text(subject, "subject"))];
     lines.extend(sayings(subject).into_iter().map(|saying| format!("  {saying}")));
     if lines.len() == 1 {
-        lines.push("  nothing is said of it".to_owned());
+        lines.push("  nothing is set".to_owned());
     }
     lines.join("\n") + "\n"
 }
@@ -177,16 +188,27 @@ fn sayings(subject: &Value) -> Vec<String> {
     }
     for limits in items(subject, "limits") {
         let rule = if text(limits, "rule").is_empty() { "all rules" } else { text(limits, "rule") };
-        let rates = items(limits, "limits").iter().map(|limit| {
-            let burst = limit["burst"].as_u64().map(|burst| format!(" burst {burst}")).unwrap_or_default();
-            format!("{} {}{burst}", text(limit, "limit"), text(limit, "algorithm")).trim_end().to_owned()
-        });
-        let quotas = ["daily", "monthly"].into_iter().filter_map(|field| Some(format!("{field} {}", limits[field].as_u64()?)));
+        let rates = items(limits, "limits").iter().map(rate);
+        let quotas = ["daily", "monthly"].into_iter().filter_map(|field| Some(format!("{field} {}", amount(&limits[field])?)));
         let unlimited = (limits["unlimited"] == true).then(|| "unlimited".to_owned());
         let all: Vec<String> = rates.chain(quotas).chain(unlimited).collect();
         sayings.push(format!("{rule}: {}", all.join(", ")));
     }
     sayings
+}
+
+/// `100/minute token_bucket burst 150`.
+pub(super) fn rate(limit: &Value) -> String {
+    let burst = limit["burst"].as_u64().map(|burst| format!(" burst {burst}")).unwrap_or_default();
+    format!("{} {}{burst}", text(limit, "limit"), text(limit, "algorithm")).trim_end().to_owned()
+}
+
+/// A number of requests, where there is one.
+pub(super) fn amount(number: &Value) -> Option<String> {
+    match number.as_i64()? {
+        -1 => Some("unlimited".to_owned()),
+        number => Some(number.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -209,6 +231,6 @@ mod tests {
         });
         let expected = "api user_id=u1\n  tier pro\n  limits × 1.5\n  per-user: 9/hour token_bucket burst 20, daily 5\n";
         assert_eq!(subject_text(&subject), expected);
-        assert_eq!(subject_text(&json!({"domain": "api", "subject": "a=b"})), "api a=b\n  nothing is said of it\n");
+        assert_eq!(subject_text(&json!({"domain": "api", "subject": "a=b"})), "api a=b\n  nothing is set\n");
     }
 }

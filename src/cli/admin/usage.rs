@@ -66,7 +66,22 @@ fn usage_text(usage: &Value) -> String {
         })
         .collect();
     let headings = ["limit", "entries", "kind", "window", "size", "used", "remaining", "resets at"];
-    format!("{said}\n{}", table(&headings, &rows))
+    let limits = if rows.is_empty() { String::new() } else { table(&headings, &rows) };
+    let unlimited: String = items(usage, "unlimited").iter().map(|rule| format!("  {}\n", unlimited_text(rule))).collect();
+    format!("{said}\n{limits}{unlimited}")
+}
+
+/// `per-user (user_id): unlimited, by tier enterprise`.
+fn unlimited_text(rule: &Value) -> String {
+    let by = match (text(rule, "by"), text(rule, "tier")) {
+        ("tier", "") => "no tier holds for it".to_owned(),
+        ("tier", tier) => format!("by tier {tier}"),
+        ("override", _) => "by its override".to_owned(),
+        (_, _) => "by the rule".to_owned(),
+    };
+    let (name, path) = (text(rule, "rule"), text(rule, "path"));
+    let path = if name == path { String::new() } else { format!(" ({path})") };
+    format!("{name}{path}: unlimited, {by}")
 }
 
 fn history_text(history: &Value) -> String {

@@ -75,9 +75,11 @@ pub enum WriteError {
     Conflict,
     #[error("there are {MAX_RECORDS} records, as many as there may be")]
     Full,
-    /// Also when it may have been written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store gave no answer: it may have been written.
+    #[error("{0}; it may have been written")]
+    Uncertain(StoreError),
 }
 
 /// Who is to know of every change: called in the order of the changes, from one thread at a time.
@@ -111,6 +113,9 @@ impl Page {
 
 /// Where records are kept.
 pub trait RecordStore: Send + Sync {
+    /// Whether this process has loaded the records once: before that, decisions go by none of them.
+    fn are_known(&self) -> bool;
+
     fn read(&self, name: &RecordName) -> impl Future<Output = Result<Option<String>, StoreError>> + Send;
 
     /// At most `count` records in the order of their texts' names, from the first that begins with `prefix` and comes after

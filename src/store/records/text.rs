@@ -41,6 +41,10 @@ struct LimitsText {
     rates: Vec<RateText>,
     #[serde(flatten)]
     quotas: QuotaText,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    no_daily: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    no_monthly: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -139,6 +143,8 @@ impl From<&SubjectLimits> for LimitsText {
             unlimited: limits.unlimited,
             rates: limits.rates.iter().map(RateText::from).collect(),
             quotas: QuotaText::from(&limits.quotas[..]),
+            no_daily: limits.lifted_quotas.contains(&Period::Day),
+            no_monthly: limits.lifted_quotas.contains(&Period::Month),
         }
     }
 }
@@ -147,7 +153,9 @@ impl TryFrom<LimitsText> for SubjectLimits {
     type Error = Malformed;
 
     fn try_from(text: LimitsText) -> Result<SubjectLimits, Malformed> {
+        let lifted = [(Period::Day, text.no_daily), (Period::Month, text.no_monthly)];
         Ok(SubjectLimits {
+            lifted_quotas: lifted.into_iter().filter_map(|(period, is_lifted)| is_lifted.then_some(period)).collect(),
             rule: text.rule,
             rates: text.rates.into_iter().map(SubjectRate::try_from).collect::<Result<_, _>>()?,
             quotas: text.quotas.limits()?,
@@ -280,6 +288,7 @@ mod tests {
                     rule: Some("per-user".into()),
                     rates: vec![rate(500, MINUTE, None, None), rate(9, HOUR, Some(20), None)],
                     quotas: vec![Limit::quota(Period::Month, 7).unwrap()],
+                    lifted_quotas: vec![Period::Day],
                     unlimited: false,
                 },
                 SubjectLimits { unlimited: true, ..SubjectLimits::default() },
@@ -288,7 +297,7 @@ mod tests {
         let text = record.text();
         assert_eq!(
             text,
-            r#"{"tier":"pro","blocked_until":"2027-01-15T08:00:00Z","allowed_until":"2027-01-15T08:00:00.000001Z","multiplier":1.5,"limits":[{"rule":"per-user","rates":[{"requests":500,"window":"1m"},{"requests":9,"window":"1h","algorithm":"token_bucket","burst":20}],"monthly":7},{"unlimited":true}]}"#
+            r#"{"tier":"pro","blocked_until":"2027-01-15T08:00:00Z","allowed_until":"2027-01-15T08:00:00.000001Z","multiplier":1.5,"limits":[{"rule":"per-user","rates":[{"requests":500,"window":"1m"},{"requests":9,"window":"1h","algorithm":"token_bucket","burst":20}],"monthly":7,"no_daily":true},{"unlimited":true}]}"#
         );
         assert_eq!(Record::parse(&subject(), &text), Ok(record));
     }

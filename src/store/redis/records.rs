@@ -6,19 +6,22 @@ mod follow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use deadpool_redis::redis::{Cmd, FromRedisValue, Pipeline, RedisError, RedisResult, cmd};
+use deadpool_redis::redis::{Cmd, FromRedisValue, Pipeline, RedisError, cmd};
 use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use self::follow::{Follower, Position, Status};
 use super::connect::{Connector, Link};
+use super::failure::Failure;
 use super::{STRANGE, unavailable};
 use crate::rules::key::STATE_VERSION;
 use crate::store::StoreError;
 use crate::store::records::{Change, Expected, MAX_PAGE, MAX_RECORDS, Page, RecordName, RecordStore, Subscriber, WriteError};
 
-/// How long an administrative call may take. No decision waits for one.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one step of an operator's call may take, the wait for a connection included. No decision waits for one.
+const STEP_TIME: Duration = Duration::from_secs(2);
+/// How long the follower, and who brings histories, wait for one reply: a page of large records takes its time.
+pub(super) const BACKGROUND_TIME: Duration = Duration::from_secs(5);
 /// How long a writer waits for its own process to have heard of what it wrote.
 const ECHO: Duration = Duration::from_secs(1);
 /// About how many changes the feed keeps: a process that is further behind loads everything anew.
@@ -77,48 +80,67 @@ impl RedisRecords {
         (status.synced, status.failures)
     }
 
-    /// The connection that the feed is followed over, once there is one.
-    pub(super) async fn link(&self) -> Result<Link, StoreError> {
+    /// The connection that the feed is followed over, once there is one; or why the next attempt to make one failed.
+    pub(super) async fn link(&self, deadline: Instant) -> Result<Link, StoreError> {
         let mut status = self.status.clone();
+        let failures = status.borrow().failures;
         if status.borrow().link.is_none() {
             self.wanted.notify_one();
         }
-        match timeout(PATIENCE, status.wait_for(|status| status.link.is_some())).await {
-            Ok(Ok(status)) => status.link.clone().ok_or(StoreError::Timeout),
-            _ => match &self.status.borrow().obstacle {
-                Some(reason) => Err(StoreError::Unavailable(Arc::clone(reason))),
-                None => Err(StoreError::Timeout),
-            },
+        let is_settled = |status: &Status| status.link.is_some() || status.failures > failures;
+        // Nothing can be told of a wait that ended without news.
+        drop(timeout_at(deadline, status.wait_for(is_settled)).await);
+        let status = self.status.borrow();
+        match (&status.link, &status.obstacle) {
+            (Some(link), _) => Ok(link.clone()),
+            (None, Some(reason)) => Err(StoreError::Unavailable(Arc::clone(reason))),
+            (None, None) => Err(StoreError::Timeout),
         }
     }
 
-    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
-        let mut link = self.link().await?;
-        answer(&mut link, command).await.map_err(without_answer)
+    /// When one step of an operator's call has to be over that begins now.
+    pub(super) fn step() -> Instant {
+        Instant::now() + STEP_TIME
     }
 
-    pub(super) async fn ask_all<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, StoreError> {
-        let mut link = self.link().await?;
+    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+        let deadline = RedisRecords::step();
+        let mut link = self.link(deadline).await?;
         let mut connection = link.connection.clone();
-        answered(&mut link, pipeline.query_async(&mut connection)).await.map_err(without_answer)
+        answered(&mut link, deadline, command.query_async(&mut connection)).await.map_err(without_answer)
+    }
+
+    pub(super) async fn ask_all<T: FromRedisValue>(&self, pipeline: &Pipeline, deadline: Instant) -> Result<T, StoreError> {
+        let mut link = self.link(deadline).await?;
+        let mut connection = link.connection.clone();
+        answered(&mut link, deadline, pipeline.query_async(&mut connection)).await.map_err(without_answer)
     }
 }
 
 fn without_answer(error: Option<RedisError>) -> StoreError {
-    match error {
-        Some(error) => StoreError::Unavailable(Arc::from(error.to_string())),
-        None => StoreError::Timeout,
-    }
+    error.map_or(StoreError::Timeout, |error| Failure::from(error).into())
+}
+
+/// Why a script that writes has no reply. What Redis answered with an error, it did not carry out.
+fn not_written(error: Option<RedisError>) -> WriteError {
+    let is_refused = error.as_ref().is_some_and(|error| error.code().is_some());
+    let error = without_answer(error);
+    if is_refused { WriteError::Store(error) } else { WriteError::Uncertain(error) }
 }
 
 /// `None`: no answer in time; the connection is given up.
 async fn answer<T: FromRedisValue>(link: &mut Link, command: &Cmd) -> Result<T, Option<RedisError>> {
     let mut connection = link.connection.clone();
-    answered(link, command.query_async(&mut connection)).await
+    answered(link, Instant::now() + BACKGROUND_TIME, command.query_async(&mut connection)).await
 }
 
-async fn answered<T>(link: &mut Link, answer: impl Future<Output = RedisResult<T>>) -> Result<T, Option<RedisError>> {
-    match timeout(PATIENCE, answer).await {
+/// `None`: no answer by the deadline; the connection is given up.
+pub(super) async fn answered<T, E>(
+    link: &mut Link,
+    deadline: Instant,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, Option<E>> {
+    match timeout_at(deadline, answer).await {
         Ok(answered) => answered.map_err(Some),
         Err(_) => {
             link.give_up();
@@ -152,6 +174,10 @@ fn texts(keys: &Keys, names: &[String]) -> Cmd {
 }
 
 impl RecordStore for RedisRecords {
+    fn are_known(&self) -> bool {
+        self.status.borrow().position.is_some()
+    }
+
     async fn read(&self, name: &RecordName) -> Result<Option<String>, StoreError> {
         let mut command = cmd("GET");
         command.arg(self.keys.record(&name.text()));
@@ -185,7 +211,11 @@ impl RecordStore for RedisRecords {
             };
             command.arg(name).arg(expected).arg(written(&change.next));
         }
-        let reply: String = self.ask(&command).await?;
+        let deadline = RedisRecords::step();
+        let mut link = self.link(deadline).await?;
+        let mut connection = link.connection.clone();
+        let reply = answered(&mut link, deadline, command.query_async(&mut connection)).await;
+        let reply: String = reply.map_err(not_written)?;
         match (&*reply, Position::parse(&reply)) {
             ("conflict", _) => Err(WriteError::Conflict),
             ("full", _) => Err(WriteError::Full),

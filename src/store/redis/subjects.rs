@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use deadpool_redis::redis::{Pipeline, RedisError, RedisResult, Value, cmd, pipe};
 use foldhash::fast::RandomState;
+use tokio::time::Instant;
 
-use super::records::RedisRecords;
+use super::records::{BACKGROUND_TIME, RedisRecords, answered};
 use super::wire::{self, Encoded};
 use super::{Clock, STRANGE, batch, unavailable};
 use crate::rules::key::{self, Key};
@@ -50,8 +51,11 @@ impl SubjectStore for RedisSubjects {
         let too_large = || StoreError::TooLarge(group.checks.len());
         let encoded = Encoded::new(group, &RandomState::default()).ok_or_else(too_large)?;
         let command = wire::call(std::iter::once(&encoded), &[], self.clock.injected());
-        let mut link = self.records.link().await?;
-        let reply = batch::evaluate(&mut link, &command).await.map_err(StoreError::from)?;
+        let deadline = RedisRecords::step();
+        let mut link = self.records.link(deadline).await?;
+        let mut asked = link.clone();
+        let reply = answered(&mut link, deadline, batch::evaluate(&mut asked, &command)).await;
+        let reply = reply.map_err(|failure| failure.map_or(StoreError::Timeout, StoreError::from))?;
         wire::take_answer(&mut &reply[..], &encoded).ok_or_else(|| unavailable(STRANGE))?
     }
 
@@ -89,7 +93,7 @@ impl SubjectStore for RedisSubjects {
             pipeline.cmd("HMGET").arg(of_day(history, *day)).arg(&["allowed", "refused", "cost", "tier"]);
         }
         type Fields = (Option<u64>, Option<u64>, Option<u64>, Option<String>);
-        let found: Vec<Fields> = self.records.ask_all(&pipeline).await?;
+        let found: Vec<Fields> = self.records.ask_all(&pipeline, RedisRecords::step()).await?;
         let tallies = days.into_iter().zip(found).map(|(day, (allowed, refused, cost, tier))| {
             let [allowed, refused, cost] = [allowed, refused, cost].map(Option::unwrap_or_default);
             (day, Tally { allowed, refused, cost, tier: tier.map(String::into_boxed_str) })
@@ -156,7 +160,8 @@ impl Commands {
         if self.places.is_empty() {
             return Ok(Vec::new());
         }
-        let answers: Vec<RedisResult<Value>> = records.ask_all(self.pipeline.ignore_errors()).await?;
+        let answers: Vec<RedisResult<Value>> =
+            records.ask_all(self.pipeline.ignore_errors(), Instant::now() + BACKGROUND_TIME).await?;
         let answered = self.places.into_iter().zip(answers);
         Ok(answered.filter_map(|((row, field), answer)| Some(Failed { row, field, error: answer.err()? })).collect())
     }

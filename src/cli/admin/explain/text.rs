@@ -18,6 +18,9 @@ pub(super) fn text(said: &Value, by: &str) -> String {
         let (rule, layer) = (field(said, "limited_by"), field(said, "layer"));
         lines.push(format!("refused by rule {rule}, layer {layer}{}", tier.unwrap_or_default()));
     }
+    if field(said, "cause") == "operator_block" {
+        lines.push("refused by an operator's block, not by a rule; `weir override … --clear block` lifts it".to_owned());
+    }
     if !["off", ""].contains(&field(said, "switch")) {
         lines.push(format!("the switch is `{}`", field(said, "switch")));
     }
@@ -61,6 +64,10 @@ fn facts(descriptor: &Value) -> Vec<(&'static str, String)> {
         _ if rule.is_null() && field(descriptor, "kind") == "unmatched" => {}
         (subject, "") => facts.push(("subject", subject.to_owned())),
         (subject, tier) => facts.push(("subject", format!("{subject}, tier {tier}"))),
+    }
+    if field(descriptor, "outcome") == "unknown" && !items(descriptor, "limits").is_empty() {
+        facts
+            .push(("usage", format!("unknown: the store does not answer (on_store_failure: {})", field(rule, "on_store_failure"))));
     }
     let names = std::iter::once("why").chain(std::iter::repeat(""));
     facts.extend(names.zip(items(descriptor, "reasons").iter().filter_map(Value::as_str).map(str::to_owned)));

@@ -1,0 +1,40 @@
+//! Names that the rules in force do not have, and what they have instead.
+
+use super::problem::Mistake;
+use crate::rules::{Domain, Rule, RuleSet};
+use crate::spelling::{listed, suggestion};
+
+/// A domain that is not loaded.
+pub(super) fn unknown_domain(rules: &RuleSet, name: &str) -> Mistake {
+    let mut known: Vec<&str> = rules.domains.values().map(|domain| &*domain.name).collect();
+    known.sort_unstable();
+    if known.is_empty() {
+        return Mistake::unknown(format!("no domain `{name}` is loaded: no rules are loaded"));
+    }
+    let near = suggestion(name, known.iter().copied());
+    Mistake::unknown(format!("no domain `{name}` is loaded: there are {}{near}", listed(known.into_iter())))
+}
+
+/// # Errors
+/// For a tier that the domain does not have; names those that it has.
+pub(super) fn has_tier(domain: &Domain, tier: &str) -> Result<(), Mistake> {
+    if domain.plans.tier_named(tier.as_bytes()).is_some() {
+        return Ok(());
+    }
+    let known = || domain.plans.tiers.iter().map(|tier| &*tier.name);
+    Err(unknown(domain, "tier", tier, known))
+}
+
+/// # Errors
+/// For a rule that the domain does not have; names those that it has.
+pub(super) fn has_rule(domain: &Domain, rule: &str) -> Result<(), Mistake> {
+    if domain.rules.iter().any(|known| known.label() == rule) {
+        return Ok(());
+    }
+    Err(unknown(domain, "rule", rule, || domain.rules.iter().map(Rule::label)))
+}
+
+fn unknown<'d, N: Iterator<Item = &'d str>>(domain: &Domain, what: &str, name: &str, known: impl Fn() -> N) -> Mistake {
+    let listed = if known().next().is_none() { "it has none".to_owned() } else { format!("it has {}", listed(known())) };
+    Mistake::unknown(format!("domain `{}` has no {what} `{name}`: {listed}{}", domain.name, suggestion(name, known())))
+}
