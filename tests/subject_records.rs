@@ -272,7 +272,7 @@ fn tiered(source: TierSource, tiers: &[(&str, u64)]) -> Trial {
     let limits = tiers.iter().map(|(_, requests)| TierLimits { limits: vec![limit(Algorithm::TokenBucket, *requests, MINUTE)] });
     let tiers_of_rule = RuleTiers { source, set: "default".into(), limits: limits.collect() };
     let mut trial = Trial::new(&[(&[("user", "")], Rule { tiers: Some(tiers_of_rule), ..named("per-user", rule()) })]);
-    trial.domain.plans.tiers = tiers.iter().map(|(name, _)| Tier { name: (*name).into(), priority: None }).collect();
+    trial.domain.plans.tiers = tiers.iter().map(|(name, _)| Tier { name: (*name).into(), ..Tier::default() }).collect();
     trial.domain.plans.default_tier = Some(TierId(0));
     trial
 }

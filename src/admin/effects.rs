@@ -14,18 +14,14 @@ pub(super) fn of_record(domain: &Domain, subject: &[u8], record: &SubjectRecord,
         return Vec::new();
     }
     let rules = domain.rules_about(subject);
-    let mut warnings: Vec<String> = Vec::new();
-    let has_limits = record.tier.is_some() || record.multiplier.is_some() || !record.limits.is_empty();
-    if rules.is_empty() {
-        let effect = match (has_limits, record.blocked_until.or(record.allowed_until)) {
-            (true, None) => "this has no effect",
-            (true, Some(_)) => "only the block or the exemption has an effect, on requests with this entry",
-            (false, _) => "this has an effect only on requests with this entry, whatever they match",
-        };
-        warnings.push(format!("{effect}: {}", not_counted(domain, subject)));
-    }
     let of_tier = record.tier.as_deref().and_then(|tier| of_tier(domain, subject, tier));
-    warnings.extend(of_tier.filter(|_| !rules.is_empty()));
+    let mut warnings: Vec<String> = Vec::new();
+    if rules.is_empty() {
+        let effect = effect_without_rules(record, record.tier.is_some() && of_tier.is_none());
+        warnings.extend(effect.map(|effect| format!("{effect}: {}", not_counted(domain, subject))));
+    } else {
+        warnings.extend(of_tier);
+    }
     if !rules.is_empty() {
         warnings.extend(record.limits.iter().filter_map(|limits| of_limits(domain, limits.rule.as_deref()?, subject, &rules)));
     }
@@ -33,6 +29,20 @@ pub(super) fn of_record(domain: &Domain, subject: &[u8], record: &SubjectRecord,
         warnings.push("the block outweighs the exemption while both last".to_owned());
     }
     warnings
+}
+
+/// What has an effect of the record of a subject that no rule counts; `None`: all of it. A rule may read the tier that is assigned to an
+/// entry that it does not count by.
+fn effect_without_rules(record: &SubjectRecord, is_tier_read: bool) -> Option<&'static str> {
+    let has_limits = record.multiplier.is_some() || !record.limits.is_empty() || (record.tier.is_some() && !is_tier_read);
+    let is_held = record.blocked_until.or(record.allowed_until).is_some();
+    match (has_limits, is_held, is_tier_read) {
+        (false, false, _) => None,
+        (true, false, false) => Some("this has no effect"),
+        (true, false, true) => Some("only the tier has an effect"),
+        (_, true, false) => Some("only a block or an exemption has an effect, on descriptors with this entry that match no rule"),
+        (_, true, true) => Some("a block or an exemption has an effect only on descriptors with this entry that match no rule"),
+    }
 }
 
 /// What one finds nothing of, where no rule counts the subject; `None` where one does.

@@ -329,14 +329,16 @@ pub(super) fn change_to(name: RecordName, expected: Expected, record: &Record) -
 /// # Errors
 /// For limits that are not a counter each in every rule that they are for.
 pub(super) fn countable(limits: &[SubjectLimits], domain: &Domain) -> Result<(), Mistake> {
-    let same_counter = |limits: &SubjectLimits| {
+    for (place, limits) in limits.iter().enumerate() {
         let is_meant = |rule: &&Rule| match limits.rule.as_deref() {
             Some(named) => rule.label() == named,
             None => !rule.limits.is_empty() || rule.tiers.is_some(),
         };
-        domain.rules.iter().filter(is_meant).find_map(|rule| limits.same_counter(rule))
-    };
-    limits.iter().find_map(same_counter).map_or(Ok(()), |algorithm| Err(convert::same_counter(Some(algorithm))))
+        if let Some(algorithm) = domain.rules.iter().filter(is_meant).find_map(|rule| limits.same_counter(rule)) {
+            return Err(convert::same_counter(Some(algorithm)).below(format!("limits[{place}]")));
+        }
+    }
+    Ok(())
 }
 
 /// # Errors

@@ -81,7 +81,7 @@ impl Plans {
 pub struct TierId(pub u32);
 
 /// A named plan. Its limits stand in the rules that use it ([`RuleTiers`]).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Tier {
     pub name: Box<str>,
     /// The class of its callers, where a request does not say.

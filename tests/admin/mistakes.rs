@@ -21,6 +21,7 @@ descriptors:
   - {key: tenant, name: per-tenant, limits: [5/hour], quota: {monthly: 100}}
   - {key: path, value: /ai, descriptors: [{key: user_id, name: ai, limits: [4/hour]}]}
   - {key: remote_address, name: internal, rate_limit: {unlimited: true}}
+  - {key: region, name: per-region, rate_limit: {tier: {assigned: account}}}
 ";
 const LATER: &str = "2100-01-01T00:00:00Z";
 
@@ -155,17 +156,29 @@ async fn what_has_no_effect_says_so() {
             "PUT",
             of("tenant=t1", "/tier"),
             json!({"tier": "pro"}),
-            "the assignment has no effect: no rule of domain `api` reads the tier of a `tenant`; rules read the tier of user_id",
+            "the assignment has no effect: no rule of domain `api` reads the tier of a `tenant`; rules read the tier of user_id, account",
         ),
         (
             "PUT",
             of("usr_id=u1", "/tier"),
             json!({"tier": "pro"}),
-            "this has no effect: no rule of domain `api` counts by `usr_id`: its rules count by remote_address, tenant, user_id; did you mean `user_id`?",
+            "this has no effect: no rule of domain `api` counts by `usr_id`: its rules count by region, remote_address, tenant, user_id; did you mean `user_id`?",
+        ),
+        ("PUT", of("account=a1", "/tier"), json!({"tier": "pro"}), ""),
+        (
+            "PATCH",
+            of("account=a1", ""),
+            json!({"multiplier": 2}),
+            "only the tier has an effect: no rule of domain `api` counts by `account`",
         ),
         ("PATCH", of("user_id=u1", ""), json!({"multiplier": 2}), ""),
         ("PATCH", of("usr_id=u1", ""), json!({"multiplier": 2}), "no rule of domain `api` counts by `usr_id`"),
-        ("PATCH", of("usr_id=u2", ""), json!({"blocked_until": LATER}), "has an effect only on requests with this entry"),
+        (
+            "PATCH",
+            of("usr_id=u2", ""),
+            json!({"blocked_until": LATER}),
+            "only a block or an exemption has an effect, on descriptors with this entry that match no rule",
+        ),
         (
             "PATCH",
             of("tenant=t2", ""),

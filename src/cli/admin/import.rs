@@ -1,6 +1,6 @@
 //! `weir import`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::path::PathBuf;
 
@@ -62,7 +62,7 @@ struct Import {
 impl Import {
     /// Has the server look at all records, and write none.
     async fn check(&self) -> anyhow::Result<Value> {
-        let (mut imported, mut warnings, mut mistakes) = (0, Vec::new(), Vec::new());
+        let (mut imported, mut warnings, mut mistakes) = (0, Vec::new(), repeated(&self.records));
         for (part, first, records) in self.chunks() {
             let mut body = Map::from_iter([(part.to_owned(), records.into()), ("dry_run".to_owned(), true.into())]);
             if part == "subjects" {
@@ -116,6 +116,24 @@ impl Import {
     }
 }
 
+/// Records of one name that are sent apart; the server sees those that it gets together.
+fn repeated(records: &Value) -> Vec<String> {
+    let mut mistakes = Vec::new();
+    for (part, field) in [("subjects", "subject"), ("tiers", "name"), ("switches", "domain")] {
+        let mut first: HashMap<(&str, &str), usize> = HashMap::new();
+        for (number, record) in items(records, part).iter().enumerate() {
+            let (domain, name) = (text(record, "domain"), text(record, field));
+            match first.insert((domain, name), number) {
+                Some(other) if other / AT_ONCE != number / AT_ONCE => {
+                    mistakes.push(format!("{part}[{number}]: `{name}` of domain `{domain}` is {part}[{other}], too: keep one"));
+                }
+                _ => {}
+            }
+        }
+    }
+    mistakes
+}
+
 /// Lines that begin with `subjects[3]`, numbered as in the whole import, of which this is the part from `first` on.
 fn renumbered(lines: &str, part: &str, first: usize) -> String {
     let renumbered = lines.lines().map(|line| {
@@ -147,6 +165,13 @@ fn parse(text: &str) -> anyhow::Result<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_of_one_name_are_found_however_far_apart() {
+        let subject = |number: usize| json!({"domain": "api", "subject": format!("user_id=u{}", number % 600)});
+        let records = json!({"subjects": (0..601).map(subject).collect::<Vec<_>>()});
+        assert_eq!(repeated(&records), ["subjects[600]: `user_id=u0` of domain `api` is subjects[0], too: keep one"]);
+    }
 
     #[test]
     fn a_line_names_the_record_of_the_whole_file() {
