@@ -48,6 +48,43 @@ fn every_mistake_is_told_as_written_down() {
 }
 
 #[test]
+fn strict_makes_errors_of_warnings() {
+    let text = "domain: api\ndescriptors:\n  - {key: a, shadow_mode: true, descriptors: [{key: b, limits: 1/second}]}\n";
+    let loaded = load_texts(&[("a.yaml", text)], &LoadOptions::default(), &RuleSet::default());
+    assert_eq!((loaded.problems.len(), loaded.warnings.len(), loaded.rules.rule_count()), (0, 1, 1));
+    let options = LoadOptions { strict: true, ..LoadOptions::default() };
+    let strict = load_texts(&[("a.yaml", text)], &options, &RuleSet::default());
+    assert_eq!((strict.problems.len(), strict.warnings.len(), strict.rules.revision), (1, 0, 0));
+    let warning = loaded.warnings.iter().next().unwrap().to_string();
+    assert_eq!(strict.problems.iter().next().unwrap().to_string(), warning.replace("warning", "error"));
+    let later = load_texts(&[("a.yaml", text)], &options, &loaded.rules);
+    assert_eq!((&later.kept[..], later.rules.rule_count()), (&["api".to_owned()][..], 1), "a reload keeps the domain");
+}
+
+#[test]
+fn files_of_other_systems_are_read() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let rules = |domain: &str| format!("domain: {domain}\ndescriptors:\n  - {{key: a, limits: 1/second}}\n");
+    let utf16 = |text: &str, to: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(to).collect::<Vec<u8>>();
+    let json = "{\n\t\"domain\": \"e\",\n\t\"descriptors\": [\n\t\t{\"key\": \"a\", \"limits\": \"1/second\"}\n\t]\n}\n";
+    for (name, bytes) in [
+        ("a.yaml", rules("a").replace('\n', "\r\n").into_bytes()),
+        ("b.yaml", format!("\u{feff}{}", rules("b")).into_bytes()),
+        ("c.yaml", utf16(&format!("\u{feff}{}", rules("c")), u16::to_le_bytes)),
+        ("d.yaml", utf16(&format!("\u{feff}{}", rules("d")), u16::to_be_bytes)),
+        ("e.yaml", json.as_bytes().to_vec()),
+    ] {
+        fs::write(directory.path().join(name), bytes).unwrap();
+    }
+    let loaded = load(directory.path(), &LoadOptions::default(), &RuleSet::default());
+    assert!(loaded.problems.is_empty() && loaded.warnings.is_empty(), "{}{}", loaded.problems, loaded.warnings);
+    assert_eq!((loaded.rules.domains.len(), loaded.rules.rule_count()), (5, 5));
+    fs::write(directory.path().join("f.yaml"), b"\xff\xfea").unwrap();
+    let loaded = load(directory.path(), &LoadOptions::default(), &RuleSet::default());
+    assert!(loaded.problems.to_string().contains("f.yaml: error: the file is not UTF-16"), "{}", loaded.problems);
+}
+
+#[test]
 fn problems_have_their_parts_as_fields() {
     let text = "domain: api\ndescriptors:\n  - key: user\n    rate_limit: {unit: minute, request_per_unit: 5}\n";
     let loaded = load_texts(&[("a.yaml", text)], &LoadOptions::default(), &RuleSet::default());
@@ -61,7 +98,12 @@ fn problems_have_their_parts_as_fields() {
 fn all_files_are_told_of_in_order() {
     let bad = "domain: x\ndescriptors: [\n";
     let worse = "domain: y\ndescriptors:\n  - kei: a\n";
-    let texts = [("c.yaml", worse), ("a.yaml", bad), ("b.yaml", "domain: z\n"), ("d.yaml", "domain: fine\ndescriptors: []\n")];
+    let texts = [
+        ("c.yaml", worse),
+        ("a.yaml", bad),
+        ("b.yaml", "domain: z\ndescriptors: x\n"),
+        ("d.yaml", "domain: fine\ndescriptors: []\n"),
+    ];
     let loaded = load_texts(&texts, &LoadOptions::default(), &RuleSet::default());
     let files: Vec<&str> = loaded.problems.iter().map(|problem| &*problem.file).collect();
     assert_eq!(files, ["a.yaml", "b.yaml", "c.yaml"]);

@@ -6,6 +6,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 
+use support::http;
 use support::redis::RedisServer;
 use support::weir::{Settings, Weir, ask, request};
 use support::{eventually, free_port};
@@ -298,4 +299,37 @@ async fn all_that_a_server_prints_is_json_where_logs_are() {
         let timestamp = line["timestamp"].as_str().expect("every line has a time");
         assert!(timestamp.len() == "2026-11-30T18:08:03.123Z".len() && timestamp.ends_with('Z'), "{timestamp}");
     }
+}
+
+#[tokio::test]
+async fn a_failed_reload_says_what_failed_and_what_stays() {
+    let other = "domain: other\ndescriptors:\n  - {key: user, limits: 1/second}\n";
+    let weir = Settings::with_rules(&rules(5)).file("other.yaml", other).start().await;
+    replace(&weir.rules_file(), "domain: d\ndescriptors:\n  - {kei: user}\n");
+    eventually("a failed reload", async || weir.log().contains("the reload failed")).await;
+    let log = weir.log();
+    let said = log.lines().find(|line| line.contains("the reload failed")).expect("it is there");
+    for part in ["problems=1", "rules.yaml", "kept=\"d\""] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert_eq!(log.matches("rules are in force").count(), 1, "only at the start: {log}");
+    assert!(!log.contains("nothing changed"), "{log}");
+    assert_eq!(limit(&weir).await, Some(5));
+}
+
+#[tokio::test]
+async fn a_removed_file_removes_its_domain_with_a_word_and_a_number() {
+    let other = "domain: other\ndescriptors:\n  - {key: user, limits: 1/second}\n";
+    let weir = Settings::with_rules(&rules(5)).file("other.yaml", other).start().await;
+    fs::remove_file(weir.rules().join("other.yaml")).expect("the file is there");
+    eventually("a warning", async || weir.log().contains("domain `other` is in no file any more")).await;
+    let removed = "weir_config_removed_domains_total 1";
+    eventually("the second reading", async || {
+        http::get(weir.admin, "/metrics").await.is_some_and(|answer| answer.body.contains(removed))
+    })
+    .await;
+    let answer = ask(&mut weir.client().await, request("other", &[&[("user", "u")]])).await;
+    assert!(answer.statuses[0].current_limit.is_none(), "{answer:?}");
+    assert_eq!(limit(&weir).await, Some(5), "the other domain stays");
+    assert!(weir.log().contains("domain removed: no file has it any more"), "{}", weir.log());
 }

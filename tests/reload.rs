@@ -263,7 +263,7 @@ fn a_bad_file_keeps_its_domains_and_lets_others_change() {
 }
 
 #[test]
-fn a_vanished_file_keeps_its_domains() {
+fn a_vanished_file_keeps_its_domains_at_first() {
     let watched = standard(&[("rules/a.yaml", &document("a", 1)), ("rules/b.yaml", &document("b", 1))]);
     fs::remove_file(watched.file("a.yaml")).unwrap();
     let loaded = watched.next();
@@ -280,7 +280,7 @@ fn a_torn_or_emptied_file_keeps_its_domains() {
         watched.replace("a.yaml", torn);
         let loaded = watched.next();
         assert_eq!((requests(&loaded, "a"), &loaded.kept[..]), (Some(1), &["a".to_owned()][..]), "{torn:?}");
-        assert_eq!(loaded.problems.len(), 1, "{torn:?}: {}", loaded.problems);
+        assert!(loaded.problems.len() + loaded.warnings.len() > 0, "{torn:?}");
         assert_eq!(loaded.rules.revision, 1, "nothing changed");
     }
 }
@@ -299,8 +299,61 @@ fn an_emptied_deleted_and_recreated_directory_keeps_the_rules() {
     }
 }
 
+/// With less patience for what is missing than a server has.
+fn impatient(files: &[(&str, &str)], options: LoadOptions) -> Watched {
+    watched_in(Timing { quiet: QUIET, absence: 5 * QUIET, ..Timing::default() }, "rules", files, options)
+}
+
 #[test]
-fn a_domain_is_removed_on_purpose_only() {
+fn a_vanished_file_loses_its_domain_by_the_second_reading_that_nothing_wakes() {
+    let watched = impatient(&[("rules/a.yaml", &document("a", 1)), ("rules/b.yaml", &document("b", 1))], LoadOptions::default());
+    fs::remove_file(watched.file("a.yaml")).unwrap();
+    let first = watched.next();
+    assert_eq!((requests(&first, "a"), &first.kept[..]), (Some(1), &["a".to_owned()][..]));
+    let second = watched.next();
+    assert_eq!([requests(&second, "a"), requests(&second, "b")], [None, Some(1)]);
+    assert_eq!((second.removed[0].domain.as_str(), second.kept.len(), second.warnings.len()), ("a", 0, 0));
+}
+
+#[test]
+fn a_domain_that_moves_slowly_is_never_lost() {
+    let watched = impatient(&[("rules/a.yaml", &document("a", 1)), ("rules/b.yaml", &document("b", 1))], LoadOptions::default());
+    for round in 2..6 {
+        fs::remove_file(watched.file("a.yaml")).unwrap();
+        watched.until(|loaded| !loaded.kept.is_empty());
+        watched.replace("a.yaml", document("a", round));
+        let loaded = watched.until(|loaded| requests(loaded, "a") == Some(round) || !loaded.removed.is_empty());
+        assert!(loaded.removed.is_empty() && loaded.kept.is_empty(), "{:?}", loaded.removed);
+    }
+}
+
+#[test]
+fn a_config_map_that_loses_a_file_loses_its_domain() {
+    let directory = TempDir::new().unwrap();
+    let root = directory.path().join("rules");
+    fs::create_dir(&root).unwrap();
+    swap(&root, "..1", &[("a.yaml", &document("a", 1)), ("b.yaml", &document("b", 1))]);
+    for name in ["a.yaml", "b.yaml"] {
+        symlink(Path::new("..data").join(name), root.join(name)).unwrap();
+    }
+    let first = load(&root, &LoadOptions::default(), &RuleSet::default());
+    let (sender, loads) = channel();
+    let timing = Timing { quiet: QUIET, absence: 5 * QUIET, ..Timing::default() };
+    let _watcher = Watcher::start(&root, LoadOptions::default(), timing, &first, move |loaded| sender.send(loaded).unwrap());
+    swap(&root, "..2", &[("b.yaml", &document("b", 2))]);
+    // The kubelet removes the links after the swap; until then `a.yaml` leads nowhere and counts as a bad file.
+    fs::remove_file(root.join("a.yaml")).unwrap();
+    let removed = loop {
+        let loaded = loads.recv_timeout(PATIENCE).unwrap();
+        if requests(&loaded, "a").is_none() {
+            break loaded;
+        }
+    };
+    assert_eq!((requests(&removed, "b"), removed.removed.len()), (Some(2), 1));
+}
+
+#[test]
+fn a_domain_without_descriptors_is_removed_at_once() {
     let watched = standard(&[("rules/a.yaml", &document("a", 1)), ("rules/b.yaml", &document("b", 1))]);
     watched.replace("a.yaml", "domain: a\ndescriptors: []\n");
     let loaded = watched.until(|loaded| requests(loaded, "a").is_none());
@@ -314,7 +367,7 @@ fn a_domain_is_removed_on_purpose_only() {
 
 #[test]
 fn a_bad_start_mends_itself() {
-    let watched = standard(&[("rules/a.yaml", &document("a", 1)), ("rules/b.yaml", "domain: b\n")]);
+    let watched = standard(&[("rules/a.yaml", &document("a", 1)), ("rules/b.yaml", "domain: b\ndescriptors: x\n")]);
     assert_eq!((watched.first.rules.revision, watched.first.rules.domains.len()), (0, 0));
     fs::write(watched.file("b.yaml"), document("b", 1)).unwrap();
     let loaded = watched.until(|loaded| loaded.problems.is_empty());

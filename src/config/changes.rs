@@ -77,7 +77,7 @@ fn same(a: &Rule, b: &Rule) -> bool {
         && flags(a) == flags(b)
 }
 
-fn same_settings(a: &Domain, b: &Domain) -> bool {
+pub(super) fn same_settings(a: &Domain, b: &Domain) -> bool {
     a.subject == b.subject
         && a.addresses == b.addresses
         && a.response == b.response

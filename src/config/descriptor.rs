@@ -8,7 +8,7 @@ use super::limits::{self, Drafts, Naming};
 use super::metadata;
 use super::parse::{self, Settings};
 use super::pattern;
-use super::problem::{Path, Report};
+use super::problem::{Path, Report, Severity};
 use super::raw::{Node, Span};
 use super::reach::{Place, Siblings};
 use super::tiers::TierUse;
@@ -27,8 +27,6 @@ pub(crate) struct Compiler<'c, 's> {
     /// The top list, which several documents may add to.
     top: Siblings,
     replacements: Vec<Replacement>,
-    /// Keys that were said to have no effect, once for each file.
-    noted: HashSet<(usize, &'static str)>,
 }
 
 /// A name in `replaces`, to be looked up once all rules are known.
@@ -72,7 +70,6 @@ impl<'c, 's> Compiler<'c, 's> {
             rules: Vec::new(),
             top: Siblings::default(),
             replacements: Vec::new(),
-            noted: HashSet::new(),
         }
     }
 
@@ -98,7 +95,7 @@ impl<'c, 's> Compiler<'c, 's> {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => "give the rule to replace this `name`".to_owned(),
             };
-            self.reports[replacement.file].error(replacement.at, &replacement.path, message).hint(hint);
+            self.reports[replacement.file].warning(replacement.at, &replacement.path, message).hint(hint);
         }
         if let Err(error) = self.tree.seal() {
             self.reports[file].error(Span::default(), path, format!("the patterns do not compile together: {error}"));
@@ -133,8 +130,11 @@ impl<'c, 's> Compiler<'c, 's> {
         let matcher = pattern::matcher(fields.get("value"), shared, &path, self.report());
         if let (true, Some(Matcher::Any | Matcher::Exact(_))) = (shared, &matcher) {
             let at = fields.place("share_threshold");
+            // envoyproxy/ratelimit takes an asterisk in the key for a wildcard.
+            let is_kept = key.is_some_and(|key| key.contains('*'));
+            let severity = if is_kept { Severity::Warning } else { Severity::Error };
             let message = "`share_threshold` needs a pattern: its matches share one counter";
-            self.report().error(at, path, message).hint("write a wildcard such as `value: files/*`, or leave it out");
+            self.report().complain(severity, at, path, message).hint("write a wildcard such as `value: files/*`, or leave it out");
         }
         let below = match (key, &matcher) {
             (Some(key), Some(matcher)) => trail.with(key, matcher),
@@ -209,7 +209,9 @@ impl<'c, 's> Compiler<'c, 's> {
         let [allow, deny, shadow, quota, detailed, value, reserve] = flags.map(|key| self.flag(fields, key, path));
         for key in [("detailed_metric", detailed), ("value_to_metric", value)].into_iter().filter_map(|(key, on)| on.then_some(key))
         {
-            self.note(fields, key, path);
+            let message =
+                format!("`{key}` is accepted and has no effect: metrics are labelled by rule, never by a caller's values");
+            self.report().warning(fields.place(key), path, message);
         }
         let own = fields.given("on_store_failure").map(|node| parse::on_store_failure(node, path, self.report()));
         let metadata = fields.given("metadata").and_then(|node| metadata::read(node, &path.key("metadata"), self.report()));
@@ -357,29 +359,20 @@ impl<'c, 's> Compiler<'c, 's> {
             if decides || drafts.unlimited.is_some() { "where nothing is counted" } else { "on a descriptor without a limit" };
         let counted = has_limits && drafts.unlimited.is_none();
         let idle = [
-            ("shadow_mode", shadow && !has_limits && !decides),
-            ("quota_mode", quota && !has_limits),
-            ("on_store_failure", fields.given("on_store_failure").is_some() && !counted),
-            ("block_for", !drafts.blocks.is_empty() && !counted),
+            ("shadow_mode", shadow && !has_limits && !decides, Severity::Warning),
+            ("quota_mode", quota && !has_limits, Severity::Warning),
+            ("on_store_failure", fields.given("on_store_failure").is_some() && !counted, Severity::Error),
+            ("block_for", !drafts.blocks.is_empty() && !counted, Severity::Error),
         ];
-        for (key, _) in idle.into_iter().filter(|(_, idle)| *idle) {
-            let hint = "put it on the descriptor that has the limit, or leave it out";
-            report.error(fields.place(key), path, format!("`{key}` does nothing {without}")).hint(hint);
+        for (key, _, severity) in idle.into_iter().filter(|(_, idle, _)| *idle) {
+            let problem = report.complain(severity, fields.place(key), path, format!("`{key}` does nothing {without}"));
+            problem.hint("put it on the descriptor that has the limit, or leave it out");
         }
         if !has_limits && !decides {
             for key in ["name", "metadata"].into_iter().filter(|key| fields.given(key).is_some()) {
                 let message = format!("`{key}` does nothing on a descriptor without a limit");
                 report.warning(fields.place(key), path, message).hint("put it on the descriptor that has the limit");
             }
-        }
-    }
-
-    /// Says once for each file that a kept key has no effect here.
-    fn note(&mut self, fields: &Fields<'_, '_>, key: &'static str, path: &Path<'_>) {
-        if self.noted.insert((self.file, key)) {
-            let message =
-                format!("`{key}` is accepted and has no effect: metrics are labelled by rule, never by a caller's values");
-            self.report().warning(fields.place(key), path, message);
         }
     }
 }

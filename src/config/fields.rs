@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::keys::{self, Level};
-use super::problem::{Path, Report};
+use super::problem::{Path, Report, Severity};
 use super::raw::{Kind, Node, Scalar, Span, Value};
 use crate::limit::{DAY, HOUR, MAX_WINDOW, MINUTE, Micros, SECOND, WEEK};
 
@@ -36,8 +36,8 @@ impl<'n, 's> Fields<'n, 's> {
             };
             if !seen.insert(&**text) {
                 report.error(key.at, path, format!("`{text}` stands here twice")).hint("keep one of the two");
-            } else if let Some(problem) = keys::check(level, text) {
-                report.error(key.at, path, problem.message).hint(problem.hint);
+            } else if let Some(problem) = keys::check(level, text, |other| has_value(entries, other)) {
+                report.complain(problem.severity, key.at, path, problem.message).hint(problem.hint);
             }
         }
         Some(Fields { at: node.at, entries })
@@ -62,15 +62,31 @@ impl<'n, 's> Fields<'n, 's> {
         self.entry(key).is_some()
     }
 
-    /// Whether any of its keys is one that is not known at all: another may then be missing only because it is misspelt.
+    /// Whether any of its keys is an error by itself: another may then be missing only because it is misspelt.
     pub(crate) fn has_unknown(&self, level: Level) -> bool {
-        let known = |key: &Node<'_>| matches!(&key.value, Value::Scalar(scalar) if keys::has(level, &scalar.text));
+        let known = |key: &Node<'_>| match &key.value {
+            Value::Scalar(Scalar { text, .. }) => {
+                let problem = keys::check(level, text, |other| has_value(self.entries, other));
+                problem.is_none_or(|problem| problem.severity == Severity::Warning)
+            }
+            _ => false,
+        };
         self.entries.iter().any(|(key, _)| !known(key))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     fn entry(&self, wanted: &str) -> Option<&'n (Node<'s>, Node<'s>)> {
         self.entries.iter().find(|(key, _)| matches!(&key.value, Value::Scalar(scalar) if scalar.text == wanted))
     }
+}
+
+/// Whether a map has a key, with a value that is not null.
+fn has_value(entries: &[(Node<'_>, Node<'_>)], wanted: &str) -> bool {
+    let is_wanted = |key: &Node<'_>| matches!(&key.value, Value::Scalar(scalar) if scalar.text == wanted);
+    entries.iter().any(|(key, value)| is_wanted(key) && !value.is_null())
 }
 
 /// What a node is, for "found …".
@@ -204,6 +220,37 @@ pub(crate) fn amount(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) 
     }
 }
 
+/// As [`amount`], for a key that other services have, too: the whole numbers of YAML 1.1 are accepted with a warning.
+pub(crate) fn kept_amount(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) -> Option<Amount> {
+    let yaml11 = match &node.value {
+        Value::Scalar(Scalar { kind: Kind::Integer | Kind::Float, text }) if parse_amount(text).is_err() => yaml11_number(text),
+        Value::Scalar(Scalar { kind: Kind::Plain, text }) => yaml11_number(text),
+        _ => None,
+    };
+    let Some(requests) = yaml11 else { return amount(node, path, report) };
+    let problem = report.warning(node.at, path, format!("{} is taken as {requests}", describe(node)));
+    problem.hint(format!("write {requests}: YAML 1.1 and YAML 1.2 read such numbers differently"));
+    Some(Amount::Requests(requests))
+}
+
+/// A whole number as YAML 1.1 reads it: with a leading zero it is octal.
+fn yaml11_number(text: &str) -> Option<u64> {
+    let digits = text.replace('_', "");
+    let digits =
+        digits.strip_prefix(['+', '-']).filter(|rest| !text.starts_with('-') || rest.bytes().all(|b| b == b'0')).unwrap_or(&digits);
+    if !text.starts_with(|c: char| c.is_ascii_digit() || c == '+' || c == '-') || digits.starts_with(['+', '-']) {
+        return None;
+    }
+    let lower = digits.to_ascii_lowercase();
+    match lower.as_bytes() {
+        [b'0', b'x', ..] => u64::from_str_radix(&lower[2..], 16).ok(),
+        [b'0', b'b', ..] => u64::from_str_radix(&lower[2..], 2).ok(),
+        [b'0', b'o', ..] => u64::from_str_radix(&lower[2..], 8).ok(),
+        [b'0', _, ..] => u64::from_str_radix(&lower[1..], 8).ok(),
+        _ => lower.parse().ok(),
+    }
+}
+
 /// The hint for a number that no limit has.
 pub(super) const TOO_LARGE: &str = "it is too large to count; -1 is unlimited";
 
@@ -328,6 +375,27 @@ mod tests {
         assert_eq!(parsed("10us"), Some(10));
         for bad in ["", "5", "m", "5x", "-5s", "1.5h", "0s", "4000d", "99999999999999999999s"] {
             assert_eq!(parsed(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_of_yaml_1_1() {
+        for (text, number) in [
+            ("010", 8),
+            ("0o10", 8),
+            ("0b101", 5),
+            ("0X10", 16),
+            ("-0", 0),
+            ("1__0", 10),
+            ("1_", 1),
+            ("00", 0),
+            ("+5", 5),
+            ("0_7", 7),
+        ] {
+            assert_eq!(yaml11_number(text), Some(number), "{text}");
+        }
+        for bad in ["08", "-5", "1.5", "1e3", "_1", "x", "", "+-0", "0x"] {
+            assert_eq!(yaml11_number(bad), None, "{bad}");
         }
     }
 

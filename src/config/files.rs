@@ -24,6 +24,45 @@ pub(crate) struct SourceFile {
     pub(crate) text: String,
 }
 
+impl SourceFile {
+    pub(crate) fn new(name: impl Into<String>, text: impl Into<String>) -> SourceFile {
+        let mut text: String = text.into();
+        if let Some(rest) = text.strip_prefix('\u{feff}') {
+            text = rest.to_owned();
+        }
+        // JSON is YAML, but for the tabs that it may be indented by.
+        if text.trim_start().starts_with('{') && text.contains('\t') {
+            text = text.split('\n').map(spaces_for_tabs).collect::<Vec<_>>().join("\n");
+        }
+        SourceFile { name: name.into(), text }
+    }
+}
+
+/// A line with each tab that it begins with as a space: columns stay what they are.
+fn spaces_for_tabs(line: &str) -> String {
+    let indented = line.len() - line.trim_start_matches([' ', '\t']).len();
+    " ".repeat(indented) + &line[indented..]
+}
+
+/// UTF-8, or UTF-16 that begins with its mark, as some editors for Windows write it; the error says what is wrong.
+fn text(bytes: Vec<u8>) -> Result<String, String> {
+    let utf16 = |from: fn([u8; 2]) -> u16| {
+        let (pairs, []) = bytes.as_chunks::<2>() else {
+            return Err("the file is not UTF-16: it ends inside a character".to_owned());
+        };
+        let units: Vec<u16> = pairs.iter().map(|pair| from(*pair)).collect();
+        String::from_utf16(&units).map_err(|_| "the file is not UTF-16, though its first bytes say so".to_owned())
+    };
+    match bytes[..] {
+        [0xff, 0xfe, ..] => utf16(u16::from_le_bytes),
+        [0xfe, 0xff, ..] => utf16(u16::from_be_bytes),
+        _ => String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            format!("the file is not UTF-8 at its byte {}", at + 1)
+        }),
+    }
+}
+
 /// What a path holds: equal fingerprints, equal contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
@@ -101,14 +140,9 @@ impl Search {
 
     fn file(&mut self, path: &Path, name: String) {
         match read(path) {
-            Ok(bytes) => match String::from_utf8(bytes) {
-                Ok(text) => {
-                    self.sources.push(SourceFile { name, text: text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned) })
-                }
-                Err(error) => {
-                    let at = error.utf8_error().valid_up_to();
-                    self.failed(name, format!("the file is not UTF-8 at its byte {}", at + 1));
-                }
+            Ok(bytes) => match text(bytes) {
+                Ok(text) => self.sources.push(SourceFile::new(name, text)),
+                Err(reason) => self.failed(name, reason),
             },
             Err(error) => self.failed(name, format!("cannot read the file: {error}")),
         }

@@ -1,6 +1,8 @@
 //! Where keys stand, and what to say of one that stands wrongly. What the keys are is in [`language`].
 
+use super::foreign;
 use super::language::{self, Field};
+use super::problem::Severity;
 pub(crate) use crate::spelling::nearest;
 
 /// Where in a document a key stands.
@@ -94,9 +96,69 @@ impl Level {
 /// Keys that the language has and this version does not.
 const PLANNED: [&str; 4] = ["adaptive", "consistency", "deny_body", "max_waiting"];
 
+/// Keys of `envoyproxy/ratelimit`, which accepts each of them in any map and ignores it where it means nothing.
+const KEPT: [&str; 16] = [
+    "descriptors",
+    "detailed_metric",
+    "domain",
+    "key",
+    "metadata",
+    "name",
+    "quota_mode",
+    "rate_limit",
+    "replaces",
+    "requests_per_unit",
+    "shadow_mode",
+    "share_threshold",
+    "unit",
+    "unlimited",
+    "value",
+    "value_to_metric",
+];
+
+/// What a misplaced key of [`KEPT`] comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Misplaced {
+    /// It does nothing: a warning.
+    Ignored,
+    /// It does nothing beside this key; without it, requests would go unlimited: an error.
+    IgnoredBeside(&'static str),
+    /// What was meant is lost, and requests would be refused or go unlimited by mistake: an error.
+    Harmful,
+}
+
+/// What a key comes to on a level that does not have it; `None` if `envoyproxy/ratelimit` refuses it, too.
+pub(crate) fn misplaced(level: Level, key: &str) -> Option<Misplaced> {
+    use Level::{Descriptor, Document, RateLimit, Replaces};
+    if has(level, key) || !KEPT.contains(&key) || ![Document, Descriptor, RateLimit, Replaces].contains(&level) {
+        return None;
+    }
+    Some(match (level, key) {
+        // The rule would refuse where it should only count.
+        (_, "shadow_mode" | "quota_mode") => Misplaced::Harmful,
+        // Limits that limit nothing.
+        (_, "rate_limit") | (RateLimit | Replaces, "descriptors") => Misplaced::Harmful,
+        // The rule would hold for every value.
+        (RateLimit | Replaces, "value") => Misplaced::Harmful,
+        (Document, "requests_per_unit") => Misplaced::IgnoredBeside("descriptors"),
+        (Descriptor, "requests_per_unit") => Misplaced::IgnoredBeside("rate_limit"),
+        _ => Misplaced::Ignored,
+    })
+}
+
+/// The keys that a level does not have and accepts with a warning.
+pub(crate) fn ignored(level: Level) -> impl Iterator<Item = (&'static str, Option<&'static str>)> {
+    KEPT.into_iter().filter_map(move |key| match misplaced(level, key)? {
+        Misplaced::Ignored => Some((key, None)),
+        Misplaced::IgnoredBeside(other) => Some((key, Some(other))),
+        Misplaced::Harmful => None,
+    })
+}
+
 /// What is wrong with a key, and what to write instead.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct KeyProblem {
+    pub(crate) severity: Severity,
     pub(crate) message: String,
     pub(crate) hint: String,
 }
@@ -115,21 +177,36 @@ pub(crate) fn settings() -> impl Iterator<Item = &'static str> {
     of(Level::Document).filter(|key| !["domain", "descriptors", "tests"].contains(key))
 }
 
-/// `None` for a key that stands rightly on this level.
-pub(crate) fn check(level: Level, key: &str) -> Option<KeyProblem> {
+/// `None` for a key that stands rightly on this level, in a map with these `others`.
+pub(crate) fn check(level: Level, key: &str, others: impl Fn(&str) -> bool) -> Option<KeyProblem> {
     if has(level, key) {
         return None;
     }
-    let problem = |message: String, hint: String| Some(KeyProblem { message, hint });
+    let is_ignored = match misplaced(level, key) {
+        Some(Misplaced::Ignored) => true,
+        Some(Misplaced::IgnoredBeside(other)) => others(other),
+        Some(Misplaced::Harmful) | None => false,
+    };
+    let severity = if is_ignored { Severity::Warning } else { Severity::Error };
+    let problem = |message: String, hint: String| Some(KeyProblem { severity, message, hint });
     if PLANNED.contains(&key) {
         let hint = "leave it out; the rules without it mean what they say".to_owned();
         return problem(format!("this version of weir does not have `{key}` yet"), hint);
     }
     let places = places(key);
+    if (level, key) == (Level::Document, "name") {
+        return problem(
+            "`name` does nothing in the document".to_owned(),
+            "leave it out: a document is known by its `domain`".to_owned(),
+        );
+    }
     if !places.is_empty() {
         return problem(format!("`{key}` does nothing in {}", level.name()), format!("it belongs {}", places.join(", or ")));
     }
     let message = format!("unknown key `{key}` in {}", level.name());
+    if let Some(hint) = foreign::hint(key) {
+        return problem(message, hint);
+    }
     if let Some(near) = nearest(key, of(level)) {
         return problem(message, format!("did you mean `{near}`?"));
     }
@@ -149,7 +226,7 @@ mod tests {
     use super::*;
 
     fn hint(level: Level, key: &str) -> String {
-        check(level, key).expect("a problem").hint
+        check(level, key, |_| false).expect("a problem").hint
     }
 
     #[test]
@@ -166,6 +243,41 @@ mod tests {
             hint(Level::RateLimit, "shadowmode"),
             "did you mean `shadow_mode`, which belongs on the descriptor, beside `key`?"
         );
+    }
+
+    #[test]
+    fn a_key_of_another_file_is_not_taken_for_a_slip() {
+        for level in [Level::Document, Level::Descriptor, Level::RateLimit, Level::Response] {
+            for key in ["header_name", "descriptor_key", "request_headers", "actions", "stage", "source_cluster"] {
+                let hint = hint(level, key);
+                assert!(hint.contains("Envoy's configuration") && !hint.contains("did you mean"), "{key}: {hint}");
+            }
+        }
+        assert!(hint(Level::Document, "apiVersion").contains("Kubernetes"));
+        assert!(hint(Level::Descriptor, "max_value").contains("limitador"));
+        assert_eq!(hint(Level::RateLimit, "requests_per_second"), "write `requests_per_unit` and `unit: second`");
+    }
+
+    #[test]
+    fn a_guess_has_most_letters_in_common() {
+        assert_eq!(nearest("header_name", ["headers"].into_iter()), None);
+        assert_eq!(nearest("kay", ["key"].into_iter()), Some("key"));
+        assert_eq!(nearest("header", ["headers"].into_iter()), Some("headers"));
+    }
+
+    #[test]
+    fn what_is_ignored_elsewhere_is_a_warning_unless_it_does_harm() {
+        let severity = |level, key| check(level, key, |_| false).expect("a problem").severity;
+        for key in ["name", "unit", "detailed_metric", "key"] {
+            assert_eq!(severity(Level::Document, key), Severity::Warning, "{key}");
+        }
+        for key in ["shadow_mode", "quota_mode", "value", "descriptors"] {
+            assert_eq!(severity(Level::RateLimit, key), Severity::Error, "{key}");
+        }
+        assert_eq!(severity(Level::Descriptor, "requests_per_unit"), Severity::Error);
+        let beside = check(Level::Descriptor, "requests_per_unit", |other| other == "rate_limit");
+        assert_eq!(beside.expect("a problem").severity, Severity::Warning);
+        assert_eq!(severity(Level::Limit, "name"), Severity::Error, "a map that only weir has");
     }
 
     #[test]

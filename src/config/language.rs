@@ -124,7 +124,7 @@ pub const fn fields(level: Level) -> &'static [Field] {
 
 const DOCUMENT: &[Field] = &[
     field("domain", Shape::Text, "The `domain` of Envoy's rate-limit filter.").required(),
-    field("descriptors", Shape::AnyList(&Shape::Map(Level::Descriptor)), "The rules. [] is a domain without rules.").required(),
+    field("descriptors", Shape::AnyList(&Shape::Map(Level::Descriptor)), "The rules. [] is a domain without rules.").or("[]"),
     field(
         "subject",
         Shape::Either(&[Shape::AnyList(&Shape::Text), Shape::Text]),
@@ -185,11 +185,11 @@ const DESCRIPTOR: &[Field] = &[
         Shape::Either(&[Shape::Scalar, Shape::Map(Level::Value)]),
         "What the entry's value must be: one value; with `*`, a wildcard; a pattern; absent, any value.",
     ),
-    field("rate_limit", Shape::Either(&[Shape::Map(Level::RateLimit), Shape::ShortForm]), "The limit.").not_null(),
+    field("rate_limit", Shape::Either(&[Shape::Map(Level::RateLimit), Shape::ShortForm]), "The limit."),
     field("limits", LIMITS, "Several limits, all of which must allow.").not_null(),
     field("quota", Shape::Map(Level::Quota), "Limits of the calendar, beside the others or alone."),
     field("descriptors", Shape::AnyList(&Shape::Map(Level::Descriptor)), "The next entry."),
-    field("name", Shape::Text, "What headers, metrics and `replaces` call the rule; else its path."),
+    field("name", Shape::Scalar, "What headers, metrics and `replaces` call the rule; else its path."),
     field("block_for", Shape::Duration, "Once one of the rule's limits has refused, its counter refuses everything for so long."),
     field("allow", Shape::Boolean, "Requests that match are OK as a whole, and nothing is counted.").or("false"),
     field("deny", Shape::Boolean, "Requests that match are refused. Comes before `allow`.").or("false"),
@@ -260,7 +260,7 @@ const RATE_LIMIT: &[Field] = &[
     CHARGE,
     field("tier", Shape::Map(Level::TierSource), "The limits are those of the caller's tier.").not_null(),
     field("use", Shape::Text, "Which set of the tier's limits; a tier without it has its default one, or its list.").or("default"),
-    field("name", Shape::Text, "What headers, metrics and `replaces` call the rule; else the descriptor's name."),
+    field("name", Shape::Scalar, "What headers, metrics and `replaces` call the rule; else the descriptor's name."),
     field(
         "replaces",
         Shape::AnyList(&Shape::Map(Level::Replaces)),

@@ -58,9 +58,7 @@ pub(crate) fn rate_limit<'n>(
     let path = path.key("rate_limit");
     match &node.value {
         Value::Scalar(Scalar { kind: Kind::Null, .. }) => {
-            let problem = report.error(node.at, path, "`rate_limit` is empty: it limits nothing");
-            problem.hint("give it `unit` and `requests_per_unit`, or leave it out");
-            drafts.written += 1;
+            empty(node, &path, report);
             Naming::default()
         }
         Value::Scalar(_) => {
@@ -72,6 +70,10 @@ pub(crate) fn rate_limit<'n>(
                 drafts.written += 1;
                 return Naming::default();
             };
+            if fields.is_empty() {
+                empty(node, &path, report);
+                return Naming::default();
+            }
             let has_limit = ["unit", "requests_per_unit", "window", "requests"].iter().any(|key| fields.has(key));
             let has_limit = has_limit || fields.given("unlimited").is_some();
             if fields.has("use") && !fields.has("tier") {
@@ -88,6 +90,12 @@ pub(crate) fn rate_limit<'n>(
             naming(&fields, &path, report)
         }
     }
+}
+
+/// A `rate_limit` without anything in it is as good as absent.
+fn empty(node: &Node<'_>, path: &Path<'_>, report: &mut Report<'_>) {
+    let problem = report.warning(node.at, path, "`rate_limit` is empty: it limits nothing");
+    problem.hint("give it `unit` and `requests_per_unit`, or leave it out");
 }
 
 /// A `rate_limit` that says beside `limits` what they are called, and has no limit that the rest could be about.
@@ -152,7 +160,8 @@ pub(crate) fn name<'n>(fields: &Fields<'n, '_>, path: &Path<'_>, report: &mut Re
     let node = fields.given("name")?;
     let name = fields::text(node, &path.key("name"), report)?;
     if name.is_empty() {
-        report.error(node.at, path.key("name"), "the name is empty").hint("leave it out, or give the rule a name");
+        let problem = report.warning(node.at, path.key("name"), "the name is empty, so the rule has none");
+        problem.hint("leave it out, or give the rule a name");
         return None;
     }
     Some(name)
@@ -302,10 +311,18 @@ fn blamed(error: &LimitError, fields: &Fields<'_, '_>) -> &'static str {
 }
 
 fn unlimited(fields: &Fields<'_, '_>, path: &Path<'_>, report: &mut Report<'_>, drafts: &mut Drafts) {
-    let needless = keys::of(Level::Limit).find(|key| *key != "unlimited" && fields.given(key).is_some());
-    if let Some(key) = needless {
+    let needless = keys::of(Level::Limit).filter(|key| *key != "unlimited" && fields.given(key).is_some());
+    for key in needless {
         let message = format!("`{key}` says nothing beside `unlimited: true`");
-        report.error(fields.place(key), path, message).hint("keep one of the two");
+        let hint = "keep one of the two";
+        match (key, fields.get(key)) {
+            ("unit", _) => report.warning(fields.place(key), path, message).hint(hint),
+            ("requests_per_unit", Some(node)) => {
+                report.warning(fields.place(key), path, message).hint(hint);
+                fields::kept_amount(node, &path.key(key), report);
+            }
+            _ => report.error(fields.place(key), path, message).hint(hint),
+        }
     }
     drafts.unlimited = Some(fields.at);
 }
@@ -346,7 +363,8 @@ fn amount(fields: &Fields<'_, '_>, level: Level, path: &Path<'_>, report: &mut R
         }
         return None;
     };
-    fields::amount(node, &path.key(key), report)
+    let read = if key == "requests_per_unit" { fields::kept_amount } else { fields::amount };
+    read(node, &path.key(key), report)
 }
 
 fn window(fields: &Fields<'_, '_>, level: Level, path: &Path<'_>, report: &mut Report<'_>) -> Option<Micros> {

@@ -1,14 +1,15 @@
 //! Text → [`RuleSet`]: what operators write, checked and compiled.
 //!
 //! [`load`] reads a file or a directory; [`watch`] does so again whenever it changes. `raw` turns YAML into nodes with their
-//! places, `parse` and `descriptor` turn nodes into domains and tell all problems of all files at once. A reload never takes
-//! limits away by accident: what is bad, torn or gone keeps its previous rules, domain by domain.
+//! places, `parse` and `descriptor` turn nodes into domains and report all problems of all files at once. `reload` decides which
+//! rules are in force then: a bad or torn file keeps the previous rules of its domains.
 
 mod addresses;
 mod changes;
 mod descriptor;
 mod fields;
 mod files;
+mod foreign;
 pub mod keys;
 pub mod language;
 mod limits;
@@ -19,6 +20,7 @@ mod plans;
 pub mod problem;
 pub(crate) mod raw;
 mod reach;
+mod reload;
 mod rule_tests;
 pub mod schema;
 mod short;
@@ -26,27 +28,31 @@ mod tiers;
 pub mod watch;
 mod writing;
 
-use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use changes::Changes;
 pub(crate) use fields::parse_duration;
 pub use files::Fingerprint;
 use files::SourceFile;
 pub use problem::{Problem, Problems, Severity};
+pub use reload::Removed;
 
 pub use rule_tests::{RuleTest, TestStep};
 pub use short::parse_short;
 
-use crate::rules::{Domain, Rule, RuleSet};
+use crate::rules::{Domain, RuleSet};
 use parse::Compiled;
+use reload::{Absences, Outcome, Reading};
 
 /// What the settings say about loading.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct LoadOptions {
     /// Several documents may add to one domain (`MERGE_DOMAIN_CONFIG`).
     pub merge_domains: bool,
+    /// Warnings are errors (`STRICT`).
+    pub strict: bool,
     /// What the keys of all counters begin with (`CACHE_KEY_PREFIX`).
     pub key_prefix: String,
 }
@@ -61,6 +67,10 @@ pub struct Loaded {
     pub warnings: Problems,
     /// Domains whose rules are those of before, because their files are bad or gone.
     pub kept: Vec<String>,
+    /// Domains, and parts of domains, that two readings did not find any more.
+    pub removed: Vec<Removed>,
+    /// When to read the files again although they do not change, as [`Reading::at`]: something may then have to be removed.
+    pub(crate) read_again: Option<Duration>,
     /// Against the rules of before.
     pub changes: Changes,
     /// The documents' own tests.
@@ -72,42 +82,53 @@ pub struct Loaded {
 /// Reads and compiles a file, or the `*.yaml` and `*.yml` of a directory. `previous` are the rules in force; with revision 0
 /// this is a start, and all must be well.
 pub fn load(path: &Path, options: &LoadOptions, previous: &RuleSet) -> Loaded {
-    compile(files::find(path), path, options, previous)
+    compile(files::find(path), path, options, previous, &mut Absences::default(), ONCE)
 }
 
 /// As [`load`], for rules at hand as text: (file name, text) pairs.
 pub fn load_texts(texts: &[(&str, &str)], options: &LoadOptions, previous: &RuleSet) -> Loaded {
-    let sources = texts.iter().map(|(name, text)| SourceFile { name: (*name).to_owned(), text: (*text).to_owned() });
-    compile(files::Found::of(sources.collect()), Path::new(""), options, previous)
+    let sources = texts.iter().map(|(name, text)| SourceFile::new(*name, *text));
+    compile(files::Found::of(sources.collect()), Path::new(""), options, previous, &mut Absences::default(), ONCE)
 }
 
-fn compile(found: files::Found, path: &Path, options: &LoadOptions, previous: &RuleSet) -> Loaded {
+/// A reading by itself: it removes nothing.
+const ONCE: Reading = Reading { at: Duration::ZERO, grace: reload::GRACE };
+
+fn compile(
+    found: files::Found,
+    path: &Path,
+    options: &LoadOptions,
+    previous: &RuleSet,
+    absences: &mut Absences,
+    reading: Reading,
+) -> Loaded {
     let mut compiled = on_deep_stack(|| parse::compile(&found.sources, options));
-    compiled.files = found.sources.iter().map(|source| &source.name).chain(&found.unreadable).cloned().collect();
     compiled.unreadable.extend(found.unreadable);
     let (mut warnings, mut problems): (Vec<Problem>, Vec<Problem>) = found
         .problems
         .into_iter()
         .chain(std::mem::take(&mut compiled.problems))
+        .map(|problem| if options.strict { Problem { severity: Severity::Error, ..problem } } else { problem })
         .partition(|problem| problem.severity == Severity::Warning);
     if found.sources.is_empty() && compiled.unreadable.is_empty() && problems.is_empty() {
         let mut problem = Problem::of_file(Severity::Error, path.display().to_string(), "there is no *.yaml or *.yml file in it");
         problem.hint("put a file with a `domain` and its `descriptors` there");
         problems.push(problem);
     }
-    let mut kept = Vec::new();
     let tests = std::mem::take(&mut compiled.tests);
-    let mut rules = if previous.revision == 0 {
+    let Outcome { mut rules, kept, removed, warnings: more, read_again } = if previous.revision == 0 {
         first_rules(compiled, &problems)
     } else {
-        next_rules(compiled, previous, &mut kept, &mut warnings)
+        let is_good = problems.is_empty() && compiled.unfinished.is_empty();
+        reload::next_rules(compiled, previous, is_good, absences, reading)
     };
+    warnings.extend(more);
     let changes = Changes::between(previous, &rules);
     if previous.revision > 0 && changes.is_empty() {
         rules.revision = previous.revision;
     }
     let (problems, warnings) = (Problems::new(problems), Problems::new(warnings));
-    Loaded { rules, problems, warnings, kept, changes, tests, fingerprint: found.fingerprint }
+    Loaded { rules, problems, warnings, kept, removed, read_again, changes, tests, fingerprint: found.fingerprint }
 }
 
 /// What rules as deep as they may be take many times over; a thread's usual 2 MiB are too few for a build without optimization.
@@ -122,73 +143,17 @@ fn on_deep_stack<T: Send>(work: impl Fn() -> T + Sync) -> T {
 }
 
 /// At the start all domains are good, or none is in force: the callers of the bad one would go unlimited.
-fn first_rules(compiled: Compiled, problems: &[Problem]) -> RuleSet {
+fn first_rules(compiled: Compiled, problems: &[Problem]) -> Outcome {
     let mut rules = RuleSet::default();
     if problems.is_empty() {
         rules.revision = 1;
         rules.domains.extend(compiled.domains.into_values().flatten().map(entry));
     }
-    rules
+    Outcome { rules, kept: Vec::new(), removed: Vec::new(), warnings: Vec::new(), read_again: None }
 }
 
 fn entry(domain: Domain) -> (Box<[u8]>, Arc<Domain>) {
     (domain.name.as_bytes().into(), Arc::new(domain))
-}
-
-/// New where it is good, as before where it is bad or gone.
-fn next_rules(compiled: Compiled, previous: &RuleSet, kept: &mut Vec<String>, warnings: &mut Vec<Problem>) -> RuleSet {
-    let mut rules = RuleSet { revision: previous.revision + 1, ..RuleSet::default() };
-    let (good, bad): (Vec<_>, Vec<_>) = compiled.domains.into_iter().partition(|(_, domain)| domain.is_some());
-    let bad: HashSet<String> = bad.into_iter().map(|(name, _)| name).collect();
-    rules.domains.extend(good.into_iter().filter_map(|(_, domain)| domain).map(entry));
-    for (name, before) in &previous.domains {
-        let files = files_of(before);
-        let unreadable = files.iter().any(|file| compiled.unreadable.contains(*file));
-        let gone = |file: &str| !compiled.files.contains(file);
-        let vanished = match rules.domains.get(name) {
-            Some(_) if unreadable && files.len() > 1 => None,
-            Some(now) => match lost_rules(before, now, gone) {
-                0 => continue,
-                rules => {
-                    Some(format!("a file is gone, and with it {rules} rules of domain `{}`; all of its rules stay", before.name))
-                }
-            },
-            None if before.rules.is_empty() => continue,
-            None if unreadable || bad.contains(&*before.name) => None,
-            None => {
-                Some(format!("domain `{}` is in no file any more; its {} rules stay in force", before.name, before.rules.len()))
-            }
-        };
-        if let Some(message) = vanished {
-            let mut problem = Problem::of_file(Severity::Warning, &*before.file, message);
-            problem
-                .hint(format!("to remove them on purpose, write a document with `domain: {}` and `descriptors: []`", before.name));
-            warnings.push(problem);
-        }
-        kept.push(before.name.to_string());
-        rules.domains.insert(name.clone(), before.clone());
-    }
-    kept.sort();
-    rules
-}
-
-/// Rules that went with a file that is gone, of a domain that other files still describe.
-fn lost_rules(before: &Domain, now: &Domain, gone: impl Fn(&str) -> bool) -> usize {
-    let lost: Vec<&Rule> = before.rules.iter().filter(|rule| gone(file_of(rule))).collect();
-    if lost.is_empty() || now.rules.is_empty() || files_of(before).len() == 1 {
-        return 0;
-    }
-    let paths: HashSet<&str> = now.rules.iter().map(|rule| &*rule.path).collect();
-    lost.iter().filter(|rule| !paths.contains(&*rule.path)).count()
-}
-
-fn file_of(rule: &Rule) -> &str {
-    rule.source.rsplit_once(':').map_or("", |(file, _)| file)
-}
-
-/// The files that a domain was made of.
-fn files_of(domain: &Domain) -> BTreeSet<&str> {
-    domain.rules.iter().map(file_of).chain([&*domain.file]).collect()
 }
 
 #[cfg(test)]
@@ -231,7 +196,11 @@ mod tests {
     #[test]
     fn a_start_with_a_problem_has_no_rules() {
         let good = "domain: a\ndescriptors: []\n";
-        let loaded = load_texts(&[("a.yaml", good), ("b.yaml", "domain: b\n")], &LoadOptions::default(), &RuleSet::default());
+        let loaded = load_texts(
+            &[("a.yaml", good), ("b.yaml", "domain: b\ndescriptors: x\n")],
+            &LoadOptions::default(),
+            &RuleSet::default(),
+        );
         assert_eq!((loaded.rules.revision, loaded.rules.domains.len(), loaded.problems.len()), (0, 0, 1));
     }
 }

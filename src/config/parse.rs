@@ -1,7 +1,7 @@
 //! From nodes to domains. Every document is read to its end, so that all of its problems are told at once; a domain comes
 //! about only if none of its documents has an error.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::addresses;
 use super::descriptor::Compiler;
@@ -32,8 +32,10 @@ pub(crate) const ON_STORE_FAILURE: [(&str, OnStoreFailure); 4] = [
 pub(crate) struct Compiled {
     /// By name; `None` for a domain with errors.
     pub(crate) domains: HashMap<String, Option<Domain>>,
-    /// All files that are there.
-    pub(crate) files: HashSet<String>,
+    /// The files with documents of a domain, good or bad, by its name.
+    pub(crate) parts: HashMap<String, BTreeSet<String>>,
+    /// Domains that look as if a file was not written to its end.
+    pub(crate) unfinished: HashSet<String>,
     /// Files of which not even the domains are known.
     pub(crate) unreadable: HashSet<String>,
     pub(crate) problems: Vec<Problem>,
@@ -64,21 +66,25 @@ struct Document<'n, 's> {
     name: &'n str,
     fields: Fields<'n, 's>,
     has_errors: bool,
+    /// It has no `descriptors`, or stops where more should follow.
+    is_unfinished: bool,
 }
 
-pub(crate) fn compile(sources: &[SourceFile], options: &LoadOptions) -> Compiled {
+pub(crate) fn compile<'s>(sources: &'s [SourceFile], options: &LoadOptions) -> Compiled {
     let mut compiled = Compiled::default();
-    let mut reports: Vec<Report<'_>> = sources.iter().map(|source| Report::new(&source.name, &source.text)).collect();
+    let report = |source: &'s SourceFile| Report::new(&source.name, &source.text).strict(options.strict);
+    let mut reports: Vec<Report<'_>> = sources.iter().map(report).collect();
     let trees: Vec<Vec<Node<'_>>> =
         (sources.iter().zip(&mut reports)).map(|(source, report)| read(source, report, &mut compiled.unreadable)).collect();
     let mut domains: Vec<(&str, Vec<Document<'_, '_>>)> = Vec::new();
     let mut places: HashMap<&str, usize> = HashMap::new();
     for (file, tree) in trees.iter().enumerate() {
         for (place, node) in tree.iter().enumerate() {
-            let Some(document) = document(file, place, node, &mut reports[file]) else {
+            let Some(mut document) = document(file, place, node, &mut reports[file]) else {
                 compiled.unreadable.insert(sources[file].name.clone());
                 continue;
             };
+            document.is_unfinished |= place + 1 == tree.len() && stops_early(node);
             let index = *places.entry(document.name).or_insert_with(|| {
                 domains.push((document.name, Vec::new()));
                 domains.len() - 1
@@ -93,6 +99,11 @@ pub(crate) fn compile(sources: &[SourceFile], options: &LoadOptions) -> Compiled
         for document in documents {
             let Some(node) = document.fields.given("tests") else { continue };
             compiled.tests.extend(rule_tests::read(name, node, &Path::domain(name), &mut reports[document.file]));
+        }
+        let files = documents.iter().map(|document| sources[document.file].name.clone());
+        compiled.parts.insert((*name).to_owned(), files.collect());
+        if documents.iter().any(|document| document.is_unfinished) {
+            compiled.unfinished.insert((*name).to_owned());
         }
         compiled.domains.insert((*name).to_owned(), domain.filter(|_| errors(&reports) == before));
     }
@@ -139,7 +150,21 @@ fn document<'n, 's>(file: usize, place: usize, node: &'n Node<'s>, report: &mut 
         report.error(fields.place("domain"), path, "the domain is empty").hint("give it the `domain` of Envoy's filter");
         return None;
     }
-    Some(Document { file, name, fields, has_errors: report.errors() > errors })
+    let is_unfinished = fields.given("descriptors").is_none();
+    Some(Document { file, name, fields, has_errors: report.errors() > errors, is_unfinished })
+}
+
+/// Whether a file's last document ends with a key that something should follow.
+fn stops_early(node: &Node<'_>) -> bool {
+    let is_scalar = |node: &Node<'_>, wanted: &str| matches!(&node.value, raw::Value::Scalar(scalar) if scalar.text == wanted);
+    match &node.value {
+        raw::Value::Map(entries) => entries.last().is_some_and(|(key, value)| {
+            let opens = ["descriptors", "rate_limit"].iter().any(|wanted| is_scalar(key, wanted));
+            opens && value.is_null() && is_scalar(value, "") || stops_early(value)
+        }),
+        raw::Value::List(items) => items.last().is_some_and(stops_early),
+        raw::Value::Scalar(_) => false,
+    }
 }
 
 /// The name that a document gives its domain, before anything is checked.
@@ -173,7 +198,8 @@ fn domain(name: &str, documents: &[Document<'_, '_>], reports: &mut [Report<'_>]
         let Some(descriptors) = document.fields.get("descriptors").filter(|node| !node.is_null()) else {
             if !document.fields.has_unknown(Level::Document) {
                 let at = document.fields.place(if document.fields.has("descriptors") { "descriptors" } else { "domain" });
-                let problem = compiler.reports[document.file].error(at, path, "`descriptors` is missing");
+                let message = "`descriptors` is missing: nothing is limited";
+                let problem = compiler.reports[document.file].warning(at, path, message);
                 problem.hint("a domain without rules is written `descriptors: []`");
             }
             continue;
@@ -184,6 +210,7 @@ fn domain(name: &str, documents: &[Document<'_, '_>], reports: &mut [Report<'_>]
     if errors(reports) > before || documents.iter().any(|document| document.has_errors) {
         return None;
     }
+    let files: BTreeSet<&str> = documents.iter().map(|document| reports[document.file].file).collect();
     let mut plans = settings.plans;
     plans.attributes = plans::attributes(&plans, &rules);
     plans::add_calendar(&mut plans, settings.zone, &rules);
@@ -191,6 +218,7 @@ fn domain(name: &str, documents: &[Document<'_, '_>], reports: &mut [Report<'_>]
         plans,
         name: name.into(),
         file: documents.first().map_or("", |document| reports[document.file].file).into(),
+        files: files.into_iter().map(Into::into).collect(),
         key_prefix: key::domain_prefix(&options.key_prefix, name.as_bytes()),
         subject: settings.subject,
         addresses: settings.addresses,

@@ -2,6 +2,7 @@
 //! file; [`Problems`] are those of all files, sorted.
 
 use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::fmt;
 
 use super::raw::Span;
@@ -10,12 +11,29 @@ use super::raw::Span;
 pub const MAX_PRINTED: usize = 100;
 /// The most characters of a source line that are shown.
 const MAX_SHOWN: usize = 120;
+/// How many lines a warning lists that it is repeated on.
+const MAX_LINES: usize = 10;
 
 /// Whether the rules can be used all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Severity {
     Error,
     Warning,
+}
+
+impl Severity {
+    pub fn name(self) -> &'static str {
+        match self {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        }
+    }
+}
+
+/// A number with the noun that it counts: `1 problem`, `2 problems`.
+pub fn counted(number: usize, noun: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{ending}")
 }
 
 /// One thing to mend.
@@ -35,6 +53,8 @@ pub struct Problem {
     pub hint: Option<String>,
     /// The line with a caret below; may be empty.
     pub snippet: String,
+    /// Further lines of the file with the same warning, in order.
+    pub also_on: Vec<u32>,
 }
 
 impl Problem {
@@ -49,6 +69,21 @@ impl Problem {
             message: message.into(),
             hint: None,
             snippet: String::new(),
+            also_on: Vec::new(),
+        }
+    }
+
+    /// The other lines with this warning, in words; `None` if there are none.
+    pub fn repetitions(&self) -> Option<String> {
+        let mut lines = self.also_on.clone();
+        lines.sort_unstable();
+        lines.dedup();
+        lines.retain(|line| *line != self.line);
+        let shown: Vec<String> = lines.iter().take(MAX_LINES).map(u32::to_string).collect();
+        match (shown.split_last()?, lines.len() - shown.len()) {
+            ((line, []), 0) => Some(format!("also on line {line}")),
+            ((last, others), 0) => Some(format!("also on lines {} and {last}", others.join(", "))),
+            (_, more) => Some(format!("also on lines {} and {more} more", shown.join(", "))),
         }
     }
 
@@ -64,16 +99,15 @@ impl fmt::Display for Problem {
         if self.line > 0 {
             write!(f, ":{}:{}", self.line, self.column)?;
         }
-        let severity = match self.severity {
-            Severity::Error => "error",
-            Severity::Warning => "warning",
-        };
-        write!(f, ": {severity}: {}", self.message)?;
+        write!(f, ": {}: {}", self.severity.name(), self.message)?;
         if !self.path.is_empty() {
             write!(f, "\n  in {}", self.path)?;
         }
         for line in self.snippet.lines() {
             write!(f, "\n  {line}")?;
+        }
+        if let Some(lines) = self.repetitions() {
+            write!(f, "\n  {lines}")?;
         }
         if let Some(hint) = &self.hint {
             write!(f, "\n  hint: {hint}")?;
@@ -174,11 +208,21 @@ pub(crate) struct Report<'s> {
     lines: OnceCell<Vec<&'s str>>,
     pub(crate) problems: Vec<Problem>,
     errors: usize,
+    /// Warnings are errors.
+    is_strict: bool,
+    /// Where each warning is in `problems`, by its message: what is repeated is said once, with the lines.
+    warnings: HashMap<String, usize>,
 }
 
 impl<'s> Report<'s> {
     pub(crate) fn new(file: &'s str, source: &'s str) -> Report<'s> {
-        Report { file, source, lines: OnceCell::new(), problems: Vec::new(), errors: 0 }
+        let (lines, problems, warnings) = (OnceCell::new(), Vec::new(), HashMap::new());
+        Report { file, source, lines, problems, errors: 0, is_strict: false, warnings }
+    }
+
+    /// Makes errors of the warnings that follow.
+    pub(crate) fn strict(self, is_strict: bool) -> Report<'s> {
+        Report { is_strict, ..self }
     }
 
     /// How many errors there are so far.
@@ -191,7 +235,42 @@ impl<'s> Report<'s> {
         self.add(Severity::Error, at, path, message)
     }
 
+    /// Adds an error or a warning.
+    pub(crate) fn complain(
+        &mut self,
+        severity: Severity,
+        at: Span,
+        path: impl fmt::Display,
+        message: impl Into<String>,
+    ) -> &mut Problem {
+        match severity {
+            Severity::Error => self.error(at, path, message),
+            Severity::Warning => self.warning(at, path, message),
+        }
+    }
+
+    /// Adds a warning, or lists another line of one that is there already.
     pub(crate) fn warning(&mut self, at: Span, path: impl fmt::Display, message: impl Into<String>) -> &mut Problem {
+        let message = message.into();
+        if let Some(&index) = self.warnings.get(&message) {
+            self.errors += usize::from(self.is_strict);
+            let first = &self.problems[index];
+            let snippet = ((at.line, at.column) < (first.line, first.column)).then(|| self.snippet(at));
+            let problem = &mut self.problems[index];
+            match snippet {
+                None => problem.also_on.push(at.line),
+                // Not everything is read in the order in which it is written.
+                Some(snippet) => {
+                    problem.also_on.push(problem.line);
+                    (problem.line, problem.column, problem.path, problem.snippet) = (at.line, at.column, path.to_string(), snippet);
+                }
+            }
+            return problem;
+        }
+        self.warnings.insert(message.clone(), self.problems.len());
+        if self.is_strict {
+            return self.error(at, path, message);
+        }
         self.add(Severity::Warning, at, path, message)
     }
 
@@ -242,6 +321,35 @@ mod tests {
         let expected = "api.yaml:3:5: error: unknown key `kei`\n  in domain api › descriptors[0]\n  3 |   - kei: a\n    |     ^^^\n  \
                         hint: did you mean `key`?";
         assert_eq!(report.problems[0].to_string(), expected);
+    }
+
+    #[test]
+    fn a_repeated_warning_is_one_with_its_lines() {
+        let mut report = Report::new("f", "a\nb\nc\nd\n");
+        for line in [3, 2, 2, 4, 1] {
+            report.warning(Span { line, column: 1, width: 1 }, "", "it does nothing").hint("leave it out");
+        }
+        assert_eq!(report.problems.len(), 1);
+        let expected = "f:1:1: warning: it does nothing\n  1 | a\n    | ^\n  also on lines 2, 3 and 4\n  hint: leave it out";
+        assert_eq!(report.problems[0].to_string(), expected);
+        for line in 5..30 {
+            report.warning(Span { line, column: 1, width: 1 }, "", "it does nothing");
+        }
+        let lines = report.problems[0].repetitions();
+        assert_eq!(lines.as_deref(), Some("also on lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 18 more"));
+        assert_eq!(report.errors(), 0);
+    }
+
+    #[test]
+    fn a_strict_report_has_errors_in_place_of_warnings() {
+        let mut report = Report::new("f", "a\n").strict(true);
+        report.warning(Span { line: 1, column: 1, width: 1 }, "", "it does nothing");
+        assert_eq!((report.errors(), report.problems[0].severity), (1, Severity::Error));
+    }
+
+    #[test]
+    fn numbers_have_their_nouns() {
+        assert_eq!([0, 1, 2].map(|number| counted(number, "problem")), ["0 problems", "1 problem", "2 problems"]);
     }
 
     #[test]

@@ -83,7 +83,7 @@ fn first(known: &mut HashMap<Box<[u8]>, Place>, text: &[u8], place: Place) -> Op
 fn report(place: Place, by: Place, list: &Path<'_>, reports: &mut [Report<'_>]) {
     let line = format!("{}:{}", reports[by.file].file, by.at.line);
     let message = format!("this descriptor can never match: {line} is tried before it and matches whatever it does");
-    let problem = reports[place.file].error(place.at, list.item(place.item), message);
+    let problem = reports[place.file].warning(place.at, list.item(place.item), message);
     problem.hint("patterns are tried in their order, before the key alone; put the narrower one first");
 }
 

@@ -58,7 +58,10 @@ fn reference(level: Level) -> String {
 /// A map of this level's keys and no others.
 fn object(level: Level) -> Value {
     let fields = language::fields(level);
-    let properties: Map<String, Value> = fields.iter().map(|field| (field.name.to_owned(), property(field))).collect();
+    let mut properties: Map<String, Value> = fields.iter().map(|field| (field.name.to_owned(), property(field))).collect();
+    for (key, _) in keys::ignored(level) {
+        properties.insert(key.to_owned(), json!({"description": "Does nothing here.", "deprecated": true}));
+    }
     let required: Vec<&str> = fields.iter().filter(|field| field.presence == Presence::Required).map(|field| field.name).collect();
     let mut object = json!({"type": "object", "properties": properties, "additionalProperties": false});
     if !required.is_empty() {
@@ -66,6 +69,11 @@ fn object(level: Level) -> Value {
     }
     if let (Value::Object(object), Value::Object(together)) = (&mut object, together(level)) {
         object.extend(together);
+    }
+    let beside = keys::ignored(level).filter_map(|(key, other)| Some((key.to_owned(), some(other?))));
+    let beside: Map<String, Value> = beside.collect();
+    if !beside.is_empty() {
+        object["dependentSchemas"] = beside.into();
     }
     object
 }
@@ -77,12 +85,12 @@ fn together(level: Level) -> Value {
         Level::Limit => limit(json!({"anyOf": amounts()})),
         // Beside `limits` it may do with its names: its descriptor says whether there are any.
         Level::RateLimit => limit(json!({
-            "dependentRequired": {"unit": ["requests_per_unit"], "requests_per_unit": ["unit"], "window": ["requests"], "requests": ["window"], "use": ["tier"]},
+            "dependentRequired": {"use": ["tier"]},
             "allOf": [{"if": {"required": ["tier"]}, "then": without(keys::of(Level::Limit).filter(|key| *key != "block_for"))}],
         })),
         Level::Descriptor => {
             let mut ways = amounts();
-            ways.extend([json!({"required": ["tier"]}), json!({"not": {"type": "object"}})]);
+            ways.extend([json!({"required": ["tier"]}), json!({"not": {"type": "object"}}), json!({"maxProperties": 0})]);
             let decides = |key: &str| json!({"required": [key], "properties": {key: {"const": true}}});
             json!({
                 "if": {"anyOf": [decides("allow"), decides("deny")]},
@@ -125,9 +133,17 @@ fn without<'k>(keys: impl Iterator<Item = &'k str>) -> Value {
 fn limit(more: Value) -> Value {
     let mut limit = json!({
         "not": {"required": ["unit", "window"]},
-        "dependentRequired": {"unit": ["requests_per_unit"], "requests_per_unit": ["unit"], "window": ["requests"], "requests": ["window"]},
         "if": unlimited(),
-        "then": without(keys::of(Level::Limit).filter(|key| *key != "unlimited")),
+        // `unit` and `requests_per_unit` are accepted there, as envoyproxy/ratelimit does, with a warning.
+        "then": without(keys::of(Level::Limit).filter(|key| !["unlimited", "unit", "requests_per_unit"].contains(key))),
+        "else": {
+            "dependentRequired": {
+                "unit": ["requests_per_unit"],
+                "requests_per_unit": ["unit"],
+                "window": ["requests"],
+                "requests": ["window"],
+            },
+        },
     });
     if let (Value::Object(limit), Value::Object(more)) = (&mut limit, more) {
         limit.extend(more);

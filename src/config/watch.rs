@@ -2,8 +2,8 @@
 //!
 //! The directory is watched, never a file: after the second swap of a ConfigMap's `..data` link a watched file is a dead one. The
 //! directory's parent is watched too, for the directory itself being replaced; and the contents are compared every so often,
-//! for whatever the file system does not tell. A file that is being written is read once it is closed ([`Writing`]). All of it
-//! happens on a thread of its own, never on a runtime's.
+//! for whatever the file system does not tell. A file that is being written is read once it is closed ([`Writing`]). What a
+//! reading misses is removed by another one, which nothing needs to wake. All of it happens on a thread of its own, never on a runtime's.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 
 use super::files::{self, Fingerprint};
+use super::reload::{Absences, GRACE, Reading};
 use super::writing::Writing;
 use super::{LoadOptions, Loaded, compile};
 use crate::rules::RuleSet;
@@ -29,11 +30,18 @@ pub struct Timing {
     /// So long at most a file that is open and being written puts the reading off: what is there so far may be good rules, and
     /// others than those that are meant.
     pub unfinished: Duration,
+    /// The least time between the first reading that misses a domain and the one that removes it.
+    pub absence: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Timing {
-        Timing { quiet: Duration::from_millis(250), poll: Duration::from_secs(30), unfinished: Duration::from_secs(10) }
+        Timing {
+            quiet: Duration::from_millis(250),
+            poll: Duration::from_secs(30),
+            unfinished: Duration::from_secs(10),
+            absence: GRACE,
+        }
     }
 }
 
@@ -78,6 +86,9 @@ impl Watcher {
             stopped: stopped.clone(),
             rules: loaded.rules.clone(),
             fingerprint: loaded.fingerprint,
+            started: Instant::now(),
+            absences: Absences::default(),
+            read_again: None,
             on_load,
         };
         let notify = wake.clone();
@@ -121,6 +132,11 @@ struct Watch<F> {
     stopped: Arc<AtomicBool>,
     rules: RuleSet,
     fingerprint: Fingerprint,
+    /// Where the times of readings count from.
+    started: Instant,
+    absences: Absences,
+    /// When to read again although the contents stay the same, since `started`: what is missing then is removed.
+    read_again: Option<Duration>,
     on_load: F,
 }
 
@@ -143,7 +159,7 @@ impl<F: FnMut(Loaded)> Watch<F> {
             self.arm(listener.as_mut());
             is_finished = match self.look(is_finished) {
                 ControlFlow::Break(()) => self.settle(),
-                ControlFlow::Continue(()) => match self.wakes.recv_timeout(self.timing.poll) {
+                ControlFlow::Continue(()) => match self.wakes.recv_timeout(self.next_look()) {
                     Ok(()) => self.settle(),
                     Err(RecvTimeoutError::Timeout) => true,
                     Err(RecvTimeoutError::Disconnected) => return,
@@ -153,6 +169,12 @@ impl<F: FnMut(Loaded)> Watch<F> {
                 return;
             }
         }
+    }
+
+    /// How long to wait if nothing happens.
+    fn next_look(&self) -> Duration {
+        let again = self.read_again.map(|at| at.saturating_sub(self.started.elapsed()));
+        again.map_or(self.timing.poll, |again| again.min(self.timing.poll))
     }
 
     /// Watches what now is at the path, before it is read: a directory made anew is not the one that was watched.
@@ -196,7 +218,9 @@ impl<F: FnMut(Loaded)> Watch<F> {
     /// `is_finished`, what somebody has begun to write is not put in force; else it was waited for already.
     fn look(&mut self, is_finished: bool) -> ControlFlow<()> {
         let found = files::find(&self.path);
-        if found.fingerprint == self.fingerprint || self.stopped.load(Ordering::Acquire) {
+        let at = self.started.elapsed();
+        let is_due = self.read_again.is_some_and(|due| due <= at);
+        if found.fingerprint == self.fingerprint && !is_due || self.stopped.load(Ordering::Acquire) {
             return ControlFlow::Continue(());
         }
         let is_woken = self.wakes.recv_timeout(HEARD_WITHIN).is_ok();
@@ -204,8 +228,10 @@ impl<F: FnMut(Loaded)> Watch<F> {
             return ControlFlow::Break(());
         }
         self.fingerprint = found.fingerprint;
-        let loaded = compile(found, &self.path, &self.options, &self.rules);
+        let reading = Reading { at, grace: self.timing.absence };
+        let loaded = compile(found, &self.path, &self.options, &self.rules, &mut self.absences, reading);
         self.rules = loaded.rules.clone();
+        self.read_again = loaded.read_again;
         (self.on_load)(loaded);
         if is_woken { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }

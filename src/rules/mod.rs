@@ -46,8 +46,10 @@ impl RuleSet {
 #[derive(Clone, Debug)]
 pub struct Domain {
     pub name: Box<str>,
-    /// The file that it came from, for messages.
+    /// The file that it came from, or the first of them, for messages.
     pub file: Box<str>,
+    /// All files with documents of the domain.
+    pub files: Vec<Box<str>>,
     /// What the keys of its counters begin with ([`key::domain_prefix`]).
     pub key_prefix: Vec<u8>,
     /// Entry keys: the first one that a descriptor has says who it is about; else its first entry does.

@@ -147,6 +147,7 @@ pub fn load_options(flags: &Given, environment: Environment<'_>) -> Result<LoadO
 fn load(given: &mut given::Layers<'_>) -> LoadOptions {
     LoadOptions {
         merge_domains: given.get("merge_domain_config", values::switch),
+        strict: given.get("strict", values::switch),
         key_prefix: given.get("cache_key_prefix", values::text),
     }
 }
@@ -264,7 +265,7 @@ mod tests {
         let legacy_names = LegacyNames { limit: "X-Limit".into(), remaining: "X-Remaining".into(), reset: "X-Reset".into() };
         assert_eq!(settings.answers, AnswerSettings { legacy_headers: true, legacy_names, dynamic_metadata: true });
         assert_eq!(settings.plan, PlanSettings { shadow: true, quota: true, charge: ChargeRule::Always });
-        assert_eq!(settings.load, LoadOptions { merge_domains: true, key_prefix: "p:".into() });
+        assert_eq!(settings.load, LoadOptions { merge_domains: true, strict: false, key_prefix: "p:".into() });
         assert_eq!(settings.local_cache_bytes, 1024);
         let both = resolve(&["--quota-mode"], &[("WEIR_SHADOW_MODE", "0"), ("SHADOW_MODE", "1"), ("RULES", "x")]).unwrap();
         assert_eq!((both.plan.shadow, both.plan.quota, both.rules.to_str()), (false, true, Some("config/rules")));

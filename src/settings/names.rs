@@ -68,6 +68,7 @@ pub(super) const LOG_LEVELS: &[&str] = &["off", "error", "warn", "info", "debug"
 /// All others.
 pub const NAMES: &[Name] = &[
     own("rules", "PATH", "config/rules", "Rules: a file, or a directory of *.yaml files"),
+    own_switch("strict", "Take warnings about the rules for errors"),
     own("store", "STORE", "memory", "Where counters live: memory, redis://…, rediss://… or redis+unix:///…"),
     own("store_timeout", "TIME", "10ms", "How long the store may take, from a request's arrival"),
     own("redis_ca_file", "FILE", "", "Certificate authorities to trust for rediss://, in PEM"),

@@ -104,6 +104,7 @@ pub struct Reloads {
     revision: Gauge,
     last_success: Gauge,
     kept_domains: Gauge,
+    removed_domains: Counter,
 }
 
 /// What operators said while weir runs. As of the last look.
@@ -272,11 +273,15 @@ impl Reloads {
         let revision = gauge("config_revision", "The rules in force, counted from 1; 0 is none");
         let last_success = gauge("config_last_success_timestamp_seconds", "When rules were last read without a problem");
         let kept_domains = gauge("config_kept_domains", "Domains whose rules are of before, because their files are bad or gone");
-        Reloads { good, bad, revision, last_success, kept_domains }
+        let removed_domains = Counter::default();
+        let help = "Domains, and parts of domains, removed because two readings did not find them any more";
+        registry.register("config_removed_domains", help, removed_domains.clone());
+        Reloads { good, bad, revision, last_success, kept_domains, removed_domains }
     }
 
-    /// What came of reading rules: whether all was well, what is in force now, and how many domains stayed as they were.
-    pub fn record(&self, is_good: bool, revision: u64, kept_domains: usize) {
+    /// What came of reading rules: whether all was well, what is in force now, how many domains stayed as they were, and how
+    /// many were removed because the files no longer had them.
+    pub fn record(&self, is_good: bool, revision: u64, kept_domains: usize, removed_domains: usize) {
         if is_good {
             self.good.inc();
             self.last_success.set(epoch_seconds(SystemTime::now()));
@@ -285,6 +290,7 @@ impl Reloads {
         }
         self.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
         self.kept_domains.set(i64::try_from(kept_domains).unwrap_or(i64::MAX));
+        self.removed_domains.inc_by(removed_domains as u64);
     }
 }
 
@@ -354,8 +360,8 @@ mod tests {
         let metrics = Metrics::new();
         metrics.errors.invalid.inc();
         metrics.degraded.local.inc_by(2);
-        metrics.reloads.record(true, 3, 0);
-        metrics.reloads.record(false, 4, 1);
+        metrics.reloads.record(true, 3, 0, 2);
+        metrics.reloads.record(false, 4, 1, 0);
         metrics.memory.record(10, 5, 1);
         metrics.memory.record(7, 6, 3);
         metrics.records.tiers.set(2);
@@ -375,6 +381,7 @@ mod tests {
             "weir_config_reloads_total{result=\"bad\"} 1",
             "weir_config_revision 4",
             "weir_config_kept_domains 1",
+            "weir_config_removed_domains_total 2",
             "weir_memory_counters 7",
             "weir_records{kind=\"subject\"} 0",
             "weir_records{kind=\"tier\"} 2",

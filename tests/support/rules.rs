@@ -80,6 +80,7 @@ pub fn domain(rules: &[(&[(&str, &str)], Rule)]) -> Domain {
     Domain {
         name: "d".into(),
         file: "test.yaml".into(),
+        files: vec!["test.yaml".into()],
         key_prefix: domain_prefix("", b"d"),
         subject: Vec::new(),
         addresses: Addresses::default(),
