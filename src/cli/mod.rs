@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::settings::Given;
+use crate::settings::{Given, unknown_variables};
 
 /// A rate-limit service for Envoy: exact decisions in memory or in Redis.
 ///
@@ -32,7 +32,7 @@ struct Cli {
 enum Command {
     /// Answers rate-limit calls; what `weir` does without a command.
     Serve(Given),
-    /// Tells every problem of the rules, then plays their own tests.
+    /// Reports every problem of the rules, then plays their own tests.
     Check(check::CheckArgs),
     /// Measures any Envoy rate-limit service: rate, latency, answers, and the server's CPU per decision.
     Bench(Box<bench::BenchArgs>),
@@ -50,9 +50,16 @@ enum Command {
 /// Whatever kept it from doing so, in words for the person who typed it.
 pub fn run() -> anyhow::Result<ExitCode> {
     let Cli { command, serve } = Cli::parse_from(arguments(std::env::args_os()));
-    match command.unwrap_or(Command::Serve(serve)) {
+    let command = command.unwrap_or(Command::Serve(serve));
+    // A server logs them.
+    if matches!(command, Command::Check(_) | Command::Admin(_)) {
+        for warning in unknown_variables(std::env::vars_os()) {
+            eprintln!("weir: warning: {warning}");
+        }
+    }
+    match command {
         Command::Serve(given) => return serve::run(&given),
-        Command::Check(args) => check::run(&args),
+        Command::Check(args) => return check::run(&args),
         Command::Bench(args) => bench::run(*args),
         Command::Admin(command) => return admin::run(command),
         Command::Schema => schema::run(),

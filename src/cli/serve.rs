@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::welcome;
 use crate::server::Server;
-use crate::settings::{Given, LogFormat, Settings};
+use crate::settings::{Given, LogFormat, Settings, unknown_variables};
 use crate::telemetry::logs;
 
 /// How long a thread for what may block, such as clearing expired counters away, waits for more to do. Less than from one
@@ -24,6 +24,9 @@ pub(super) fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let settings = Settings::resolve(given, &|variable| std::env::var_os(variable))?;
     let as_json = settings.log.format == LogFormat::Json;
     logs::start(settings.log.filter(), as_json);
+    for warning in unknown_variables(std::env::vars_os()) {
+        tracing::warn!("{warning}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(IDLE_THREAD).build()?;
     let code = runtime.block_on(async {
         let mut signals = Signals::new()?;

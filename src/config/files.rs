@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ring::digest;
 
@@ -13,13 +13,17 @@ use super::problem::{Problem, Severity};
 
 /// The most files of a directory, and the largest of them: bound what a wrong path makes the server read.
 const MAX_FILES: usize = 10_000;
-const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
+pub const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
 /// How deep subdirectories may go.
 const MAX_DEPTH: usize = 8;
 
+/// What to do where there are no rules.
+pub(super) const NAME_RULES: &str =
+    "write a rules file there, or name another file or a directory of *.yaml files with `--rules` or `WEIR_RULES`";
+
 /// A file's text, and its name relative to the rules directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SourceFile {
+pub struct SourceFile {
     pub(crate) name: String,
     pub(crate) text: String,
 }
@@ -35,6 +39,17 @@ impl SourceFile {
             text = text.split('\n').map(spaces_for_tabs).collect::<Vec<_>>().join("\n");
         }
         SourceFile { name: name.into(), text }
+    }
+
+    /// A file by what it holds.
+    ///
+    /// # Errors
+    /// When that is not text.
+    pub fn of_bytes(name: &str, bytes: Vec<u8>) -> Result<SourceFile, Unread> {
+        match text(bytes) {
+            Ok(text) => Ok(SourceFile::new(name, text)),
+            Err(reason) => Err(Unread { name: name.to_owned(), reason }),
+        }
     }
 }
 
@@ -77,9 +92,9 @@ pub(crate) struct Found {
     pub(crate) fingerprint: Fingerprint,
 }
 
-/// Reads a file, or the files of a directory.
+/// Reads the rules of a server: a file, or the files of a directory.
 pub(crate) fn find(path: &Path) -> Found {
-    let mut search = Search { sources: Vec::new(), unreadable: Vec::new(), problems: Vec::new() };
+    let mut search = Search::default();
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => search.directory(path, "", 0),
         Ok(_) => search.file(path, name_of(path)),
@@ -88,10 +103,41 @@ pub(crate) fn find(path: &Path) -> Found {
     search.finish()
 }
 
+/// Reads several files and directories, whose files are called by these paths, after another text.
+pub(crate) fn find_all(paths: &[PathBuf], text: Option<Result<SourceFile, Unread>>) -> Found {
+    let mut search = Search::default();
+    match text {
+        Some(Ok(source)) => search.sources.push(source),
+        Some(Err(Unread { name, reason })) => search.failed(name, reason),
+        None => {}
+    }
+    let mut seen: Vec<&PathBuf> = Vec::with_capacity(paths.len());
+    for path in paths {
+        if seen.contains(&path) {
+            continue;
+        }
+        seen.push(path);
+        let name = path.display().to_string();
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => search.directory(path, &format!("{}/", name.trim_end_matches('/')), 0),
+            Ok(_) => search.file(path, name),
+            Err(error) => search.missing(path, &error),
+        }
+    }
+    search.finish()
+}
+
+/// Why the text of a file cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    name: String,
+    reason: String,
+}
+
 impl Found {
     /// As if these files had been found.
     pub(crate) fn of(sources: Vec<SourceFile>) -> Found {
-        Search { sources, unreadable: Vec::new(), problems: Vec::new() }.finish()
+        Search { sources, ..Search::default() }.finish()
     }
 }
 
@@ -104,6 +150,7 @@ fn name_of(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
+#[derive(Default)]
 struct Search {
     sources: Vec<SourceFile>,
     unreadable: Vec<String>,
@@ -140,9 +187,9 @@ impl Search {
 
     fn file(&mut self, path: &Path, name: String) {
         match read(path) {
-            Ok(bytes) => match text(bytes) {
-                Ok(text) => self.sources.push(SourceFile::new(name, text)),
-                Err(reason) => self.failed(name, reason),
+            Ok(bytes) => match SourceFile::of_bytes(&name, bytes) {
+                Ok(source) => self.sources.push(source),
+                Err(Unread { name, reason }) => self.failed(name, reason),
             },
             Err(error) => self.failed(name, format!("cannot read the file: {error}")),
         }
@@ -154,8 +201,10 @@ impl Search {
     }
 
     fn missing(&mut self, path: &Path, error: &io::Error) {
-        let message = format!("cannot read it: {error}");
-        self.problems.push(Problem::of_file(Severity::Error, path.display().to_string(), message));
+        let message = format!("cannot read the rules: {error}");
+        let mut problem = Problem::of_file(Severity::Error, path.display().to_string(), message);
+        problem.hint(NAME_RULES);
+        self.problems.push(problem);
     }
 
     fn finish(self) -> Found {

@@ -28,14 +28,14 @@ mod tiers;
 pub mod watch;
 mod writing;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use changes::Changes;
 pub(crate) use fields::parse_duration;
 pub use files::Fingerprint;
-use files::SourceFile;
+pub use files::{MAX_FILE_BYTES, SourceFile, Unread};
 pub use problem::{Problem, Problems, Severity};
 pub use reload::Removed;
 
@@ -85,6 +85,13 @@ pub fn load(path: &Path, options: &LoadOptions, previous: &RuleSet) -> Loaded {
     compile(files::find(path), path, options, previous, &mut Absences::default(), ONCE)
 }
 
+/// As [`load`] at a start, for several files and directories at once; problems call the files by these paths. `text` is one more
+/// file, whose text is at hand.
+pub fn load_all(paths: &[PathBuf], text: Option<Result<SourceFile, Unread>>, options: &LoadOptions) -> Loaded {
+    let path = paths.first().map_or(Path::new(""), PathBuf::as_path);
+    compile(files::find_all(paths, text), path, options, &RuleSet::default(), &mut Absences::default(), ONCE)
+}
+
 /// As [`load`], for rules at hand as text: (file name, text) pairs.
 pub fn load_texts(texts: &[(&str, &str)], options: &LoadOptions, previous: &RuleSet) -> Loaded {
     let sources = texts.iter().map(|(name, text)| SourceFile::new(*name, *text));
@@ -112,7 +119,7 @@ fn compile(
         .partition(|problem| problem.severity == Severity::Warning);
     if found.sources.is_empty() && compiled.unreadable.is_empty() && problems.is_empty() {
         let mut problem = Problem::of_file(Severity::Error, path.display().to_string(), "there is no *.yaml or *.yml file in it");
-        problem.hint("put a file with a `domain` and its `descriptors` there");
+        problem.hint(files::NAME_RULES);
         problems.push(problem);
     }
     let tests = std::mem::take(&mut compiled.tests);

@@ -240,7 +240,7 @@ impl Files {
         let lost = lost_rules(before.rules.iter().filter(|rule| gone.contains(&file_of(rule))), now);
         // A file without rules has settings of the domain.
         let settings_only = gone.iter().any(|file| before.rules.iter().all(|rule| file_of(rule) != *file));
-        if lost == 0 && !(settings_only && !same_settings(before, now)) {
+        if lost == 0 && (!settings_only || same_settings(before, now)) {
             return Fate::Replaced;
         }
         Fate::Absent { files: gone, rules: lost }

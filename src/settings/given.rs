@@ -7,9 +7,11 @@ use std::fmt;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, ArgMatches, Command};
 
+use super::environment::is_of_a_service;
 use super::file;
 use super::names::{FILE, NAMES, Name};
 use super::values::redacted;
+use crate::config::keys::nearest;
 
 /// Settings as they were written, by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -141,7 +143,11 @@ impl<'a> Layers<'a> {
         if let Some((origin, path)) = layers.find(&FILE) {
             match std::fs::read_to_string(&path) {
                 Ok(text) => layers.read(&path, &text),
-                Err(error) => layers.problems.push(SettingProblem { origin, reason: format!("{path}: {error}") }),
+                Err(error) => {
+                    let flag = FILE.origin();
+                    let reason = format!("{path}: {error}; name a settings file by {flag} or {}", FILE.variable());
+                    layers.problems.push(SettingProblem { origin, reason });
+                }
             }
         }
         layers
@@ -174,6 +180,8 @@ impl<'a> Layers<'a> {
             // A variable that is set to nothing says nothing, as templates for containers leave them.
             let Some(text) = (self.environment)(&variable).filter(|text| !text.is_empty()) else { continue };
             match text.into_string() {
+                // A Service of Kubernetes by an unlucky name.
+                Ok(text) if is_of_a_service(&variable, &text) => {}
                 Ok(text) => return Some((variable, text)),
                 Err(text) => {
                     let reason = format!("`{}` is not allowed; use text in UTF-8", redacted(&text.to_string_lossy()));
@@ -216,7 +224,6 @@ impl<'a> Layers<'a> {
 }
 
 fn unknown(key: &str) -> String {
-    let closest = NAMES.iter().max_by(|a, b| strsim::jaro(a.key, key).total_cmp(&strsim::jaro(b.key, key)));
-    let hint = closest.filter(|name| strsim::jaro(name.key, key) > 0.8).map(|name| format!("; did you mean `{}`?", name.key));
+    let hint = nearest(key, NAMES.iter().map(|name| name.key)).map(|name| format!("; did you mean `{name}`?"));
     format!("there is no setting `{key}`{}", hint.unwrap_or_default())
 }

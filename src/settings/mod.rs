@@ -1,6 +1,7 @@
 //! What a server runs with. What is given (a flag, an environment variable, a key of the settings file; [`given`]) is not what
 //! is used: [`Settings`] is resolved from it once, every problem told at once.
 
+mod environment;
 mod file;
 mod given;
 mod names;
@@ -17,6 +18,7 @@ use crate::api::{AnswerSettings, LegacyNames};
 use crate::config::LoadOptions;
 use crate::rules::plan::PlanSettings;
 use crate::store::redis::RedisSettingsError;
+pub use environment::unknown_variables;
 pub use given::{Environment, Given, Origins, SettingProblem, SettingProblems};
 pub use names::{FILE, NAMES, Name};
 pub use values::redacted;
@@ -134,14 +136,14 @@ impl Settings {
     }
 }
 
-/// How rules are loaded, for whoever loads them and does not serve: nothing else that is given needs to be allowed.
+/// Where the rules are and how they are loaded, for a command that checks them: no other setting needs to be allowed.
 ///
 /// # Errors
 /// As [`Settings::resolve`].
-pub fn load_options(flags: &Given, environment: Environment<'_>) -> Result<LoadOptions, SettingProblems> {
+pub fn check_settings(flags: &Given, environment: Environment<'_>) -> Result<(PathBuf, LoadOptions), SettingProblems> {
     let mut given = given::Layers::new(flags, environment);
-    let options = load(&mut given);
-    given.finish(options)
+    let settings = (given.get("rules", values::path), load(&mut given));
+    given.finish(settings)
 }
 
 fn load(given: &mut given::Layers<'_>) -> LoadOptions {
@@ -385,7 +387,10 @@ mod tests {
         }
         assert_eq!(problem("threads: 1\n---\nstore: memory\n"), "F:3: a settings file has one document");
         assert_eq!(problem("[a]: 1\n"), "F:1: a key is the name of a setting");
-        assert!(resolve(&["--config=no/such/file"], &[]).unwrap_err().to_string().starts_with("--config: no/such/file: "));
+        let missing = "no/such/file: No such file or directory (os error 2); name a settings file by --config or WEIR_CONFIG";
+        let said = |flags: &[&str], variables: &[(&str, &str)]| resolve(flags, variables).unwrap_err().to_string();
+        assert_eq!(said(&["--config=no/such/file"], &[]), format!("--config: {missing}"));
+        assert_eq!(said(&[], &[("WEIR_CONFIG", "no/such/file")]), format!("WEIR_CONFIG: {missing}"));
         for text in ["# nothing\n", "", "---\n"] {
             let (_file, flag) = file(text);
             assert_eq!(resolve(&[&flag], &[]), Ok(Settings::default()), "{text:?}");
