@@ -145,7 +145,10 @@ fn absent(before: &Domain, lost: &[&str], rules: usize, is_part: bool, replaced_
         }
     };
     match left {
-        Some(left) => format!("{what} in force, and removes them unless they come back within {:.0} s", left.as_secs_f64().ceil()),
+        Some(left) => {
+            let subject = if is_part { "that part" } else { "the domain" };
+            format!("{what} in force, and removes {subject} unless it comes back within {:.0} s", left.as_secs_f64().ceil())
+        }
         None => format!("{what} in force until every file is good"),
     }
 }
@@ -332,7 +335,8 @@ mod tests {
         let warning = first.warnings.iter().next().expect("a warning").message.clone();
         assert_eq!(
             warning,
-            "domain `a` is in no file any more; weir keeps its 1 rule in force, and removes them unless they come back within 10 s"
+            "domain `a` is in no file any more; weir keeps its 1 rule in force, and removes the domain unless it comes \
+             back within 10 s"
         );
         assert_eq!(first.read_again, Some(Duration::from_secs(110)));
         assert_eq!((removed(&server.read(109, &[B])), server.rules_of("a")), (vec![], Some(1)));
