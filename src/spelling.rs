@@ -3,7 +3,12 @@
 /// The name that was probably meant; `None` where no name is like it.
 pub fn nearest<'k>(written: &str, names: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     /// Below this likeness a guess is worth less than a list.
-    const LIKE: f64 = 0.6;
+    const LIKE: f64 = 0.66;
+    /// Comparing takes time and memory in proportion to the length, and callers choose it.
+    const MAX_LENGTH: usize = 64;
+    if written.len() > MAX_LENGTH {
+        return None;
+    }
     let plain = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect::<String>();
     let written = plain(written);
     let likeness = |name: &str| strsim::normalized_damerau_levenshtein(&written, &plain(name));
@@ -46,5 +51,7 @@ mod tests {
         let names = || ["multiplier", "limits"].into_iter();
         assert_eq!(suggestion("multiplyer", names()), "; did you mean `multiplier`?");
         assert_eq!(suggestion("colour", names()), "");
+        assert_eq!(nearest("header_name", ["headers"].into_iter()), None);
+        assert_eq!(nearest(&"multiplier".repeat(7), names()), None, "too long to compare");
     }
 }

@@ -16,7 +16,7 @@ use weir::api::proto::envoy::extensions::common::ratelimit::v3::rate_limit_descr
 use weir::api::proto::envoy::service::ratelimit::v3::rate_limit_response::{DescriptorStatus, RateLimit};
 use weir::api::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use weir::api::rls::Rls;
-use weir::api::{AnswerSettings, LegacyNames};
+use weir::api::{AnswerSettings, LegacyNames, MessageBounds};
 use weir::config::{self, LoadOptions};
 use weir::limiter::{Limiter, LimiterSettings, Shared};
 use weir::rules::RuleSet;
@@ -47,7 +47,7 @@ impl Asked {
         let settings = LimiterSettings { plan, store_timeout: std::time::Duration::from_secs(1) };
         let shared = Arc::new(Shared::new(store(), settings));
         shared.load(loaded.rules);
-        Asked { rls: Rls { limiter: Limiter::new(shared, store()), answers } }
+        Asked { rls: Rls { limiter: Limiter::new(shared, store()), answers, bounds: MessageBounds::default() } }
     }
 
     fn rules(rules: &str) -> Asked {

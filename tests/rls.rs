@@ -81,7 +81,8 @@ async fn bad_input_has_its_answer() {
     const OVER: Result<i32, (Code, &str)> = Ok(2);
     let served = Served::rules(RULES).await;
     let hits = |hits| RateLimitDescriptor { hits_addend: Some(hits), ..entry(b"user", b"h") };
-    let long = "x".repeat(1 << 20);
+    // With what stands around it, all of a message.
+    let long = "x".repeat((1 << 20) - 100);
     let invalid = |reason| Err((Code::InvalidArgument, reason));
     let cases = [
         ("empty domain", request("", vec![entry(b"user", b"a")]), invalid("rate limit domain must not be empty")),
@@ -113,22 +114,27 @@ async fn bad_input_has_its_answer() {
                 "descriptor 0: limit override of 5 requests: a window of 18446744073709551615 µs is longer than ten years, the longest allowed",
             ),
         ),
-        ("a value of a megabyte", request("d", vec![entry(b"user", long.as_bytes())]), OK),
+        ("a value as long as a message", request("d", vec![entry(b"user", long.as_bytes())]), OK),
         (
-            "five thousand entries",
-            request("d", vec![RateLimitDescriptor { entries: vec![Entry::default(); 5_000], ..RateLimitDescriptor::default() }]),
+            "as many entries as there may be",
+            request("d", vec![RateLimitDescriptor { entries: vec![Entry::default(); 4_096], ..RateLimitDescriptor::default() }]),
             OK,
+        ),
+        (
+            "one entry more",
+            request("d", vec![RateLimitDescriptor { entries: vec![Entry::default(); 4_097], ..RateLimitDescriptor::default() }]),
+            invalid("more than 4096 entries in one request: send them in several requests, or raise --max-message-entries"),
         ),
         ("a thousand descriptors", request("d", vec![entry(b"user", b"many"); 1_000]), OVER),
         (
             "a thousand and one",
             request("d", vec![entry(b"user", b"many"); 1_001]),
-            invalid("1001 descriptors in one request; at most 1000 are decided together"),
+            invalid("more than 1000 descriptors in one request: send them in several requests"),
         ),
         (
             "ten megabytes of descriptors",
             request("d", vec![entry(b"user", long.as_bytes()); 10]),
-            Err((Code::OutOfRange, "a message of 10485943 bytes; at most 4194304 are read")),
+            Err((Code::OutOfRange, "a message of 10484943 bytes; at most 1048576 are read")),
         ),
     ];
     for (what, message, expected) in cases {

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use weir::api::rls::Rls;
-use weir::api::{AnswerSettings, json};
+use weir::api::{AnswerSettings, MessageBounds, json};
 use weir::limiter::{Limiter, LimiterSettings, Shared};
 use weir::rules::plan::PlanSettings;
 use weir::server::drain::Drain;
@@ -22,7 +22,7 @@ use weir::store::memory::MemoryStore;
 
 const RULES: &str = "domain: d\ndescriptors: []\n";
 /// The longest message that is read.
-const LONGEST: usize = 4 << 20;
+const LONGEST: usize = 1 << 20;
 /// What may be held in all, and as much again of what allocator and connections take.
 const ALLOWED: u64 = 2 * (64 << 20);
 const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
@@ -85,7 +85,7 @@ async fn a_slow_json_body_is_told_so() {
     let store = || MemoryStore::new(Clock::System, 10);
     let limits = LimiterSettings { plan: PlanSettings::default(), store_timeout: Duration::from_secs(1) };
     let limiter = Limiter::new(Arc::new(Shared::new(store(), limits)), store());
-    let rls = Arc::new(Rls { limiter, answers: AnswerSettings::default() });
+    let rls = Arc::new(Rls { limiter, answers: AnswerSettings::default(), bounds: MessageBounds::default() });
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
     let address = listener.local_addr().expect("a bound socket has an address");
     let (router, drain) = (json::router(rls, Duration::from_millis(1)), Drain::new());

@@ -1,6 +1,7 @@
 //! Reads a `RateLimitRequest` where it lies: a request that borrows from the message, with nothing copied. Takes and refuses
 //! what the generated code takes and refuses, which a test holds it to.
 
+use super::bounds::{Count, TooMany};
 use crate::rules::request::{Descriptor, Entry, LimitOverride, Request};
 
 /// Why bytes are no message.
@@ -14,18 +15,24 @@ pub(super) enum DecodeError {
     Type { field: u64 },
     #[error("no field has such a key: {0}")]
     Key(u64),
+    #[error(transparent)]
+    TooMany(#[from] TooMany),
 }
 
 type Result<T> = std::result::Result<T, DecodeError>;
 
-/// One `RateLimitRequest`.
-pub(super) fn request(message: &[u8]) -> Result<Request<'_>> {
+/// One `RateLimitRequest`, of at most so many entries.
+pub(super) fn request(message: &[u8], max_entries: usize) -> Result<Request<'_>> {
+    let mut count = Count::new(max_entries);
     let mut request = Request::default();
     let mut fields = Fields(message);
     while let Some((field, value)) = fields.next()? {
         match field {
             1 => request.domain = value.bytes(field)?,
-            2 => request.descriptors.push(descriptor(value.bytes(field)?)?),
+            2 => {
+                count.descriptor()?;
+                request.descriptors.push(descriptor(value.bytes(field)?, &mut count)?);
+            }
             3 => request.hits_addend = value.u32(field)?,
             _ => {}
         }
@@ -33,12 +40,37 @@ pub(super) fn request(message: &[u8]) -> Result<Request<'_>> {
     Ok(request)
 }
 
-fn descriptor(message: &[u8]) -> Result<Descriptor<'_>> {
+/// Counts the descriptors and entries of a message whose field 2 is its descriptors, as that of `ReserveRequest` is, for a reader
+/// that does not count.
+///
+/// # Errors
+/// For more than there may be, and for what is no message as far as it is looked at: the rest is not looked at then.
+pub(super) fn count(message: &[u8], max_entries: usize) -> Result<()> {
+    let mut count = Count::new(max_entries);
+    let mut fields = Fields(message);
+    while let Some((field, value)) = fields.next()? {
+        if field == 2 {
+            count.descriptor()?;
+            let mut fields = Fields(value.bytes(field)?);
+            while let Some((field, _)) = fields.next()? {
+                if field == 1 {
+                    count.entry()?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn descriptor<'a>(message: &'a [u8], count: &mut Count) -> Result<Descriptor<'a>> {
     let mut descriptor = Descriptor::default();
     let mut fields = Fields(message);
     while let Some((field, value)) = fields.next()? {
         match field {
-            1 => descriptor.entries.push(entry(value.bytes(field)?)?),
+            1 => {
+                count.entry()?;
+                descriptor.entries.push(entry(value.bytes(field)?)?);
+            }
             2 => {
                 let known =
                     descriptor.limit.take().unwrap_or(LimitOverride { requests_per_unit: 0, unit: 0, unit_multiplier: None });
@@ -189,11 +221,13 @@ impl<'a> Fields<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bounds::MessageBounds;
     use super::super::convert;
     use super::super::proto::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
     use super::super::proto::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::{Entry, RateLimitOverride};
     use super::super::proto::envoy::service::ratelimit::v3::RateLimitRequest;
     use super::*;
+    use crate::limiter::MAX_DESCRIPTORS;
     use proptest::collection::vec;
     use proptest::option;
     use proptest::prelude::*;
@@ -230,6 +264,10 @@ mod tests {
         ) -> RateLimitRequest {
             RateLimitRequest { domain, descriptors, hits_addend }
         }
+    }
+
+    fn request(bytes: &[u8]) -> Result<Request<'_>> {
+        super::request(bytes, MessageBounds::default().entries)
     }
 
     /// Read here as by the generated code, or refused by both.
@@ -283,5 +321,38 @@ mod tests {
         assert_eq!(request(b"\x0a\x05abc"), Err(DecodeError::Truncated));
         assert_eq!(request(b"\x08\x01"), Err(DecodeError::Type { field: 1 }));
         assert_eq!(request(b"\x00"), Err(DecodeError::Key(0)));
+    }
+
+    /// A message of so many descriptors, the first with so many empty entries.
+    fn of(descriptors: usize, entries: usize) -> Vec<u8> {
+        let first = RateLimitDescriptor { entries: vec![Entry::default(); entries], ..RateLimitDescriptor::default() };
+        let rest = vec![RateLimitDescriptor::default(); descriptors - 1];
+        let descriptors = [vec![first], rest].concat();
+        RateLimitRequest { descriptors, ..RateLimitRequest::default() }.encode_to_vec()
+    }
+
+    #[test]
+    fn reading_stops_at_the_bounds() {
+        const MAX_ENTRIES: usize = 7;
+        let (descriptors, entries) = (Some(TooMany::Descriptors), Some(TooMany::Entries(MAX_ENTRIES)));
+        let (fits, one_more) = (MAX_DESCRIPTORS, MAX_DESCRIPTORS + 1);
+        for (message, expected) in [
+            (of(fits, MAX_ENTRIES), None),
+            (of(one_more, MAX_ENTRIES), descriptors),
+            (of(fits, MAX_ENTRIES + 1), entries),
+            // What comes after the bound is not looked at: it is no message.
+            ([of(one_more, 0), b"\xff".to_vec()].concat(), descriptors),
+            ([of(1, MAX_ENTRIES + 1), b"\xff".to_vec()].concat(), entries),
+        ] {
+            let expected = expected.map(DecodeError::TooMany);
+            assert_eq!(super::request(&message, MAX_ENTRIES).err(), expected);
+            assert_eq!(count(&message, MAX_ENTRIES).err(), expected);
+        }
+        // Over all descriptors, not for each.
+        let three_each = RateLimitDescriptor { entries: vec![Entry::default(); 3], ..RateLimitDescriptor::default() };
+        let message = RateLimitRequest { descriptors: vec![three_each; 3], ..RateLimitRequest::default() }.encode_to_vec();
+        assert_eq!(super::request(&message, MAX_ENTRIES).err(), entries.map(DecodeError::TooMany));
+        assert_eq!(count(&message, 9), Ok(()));
+        assert_eq!(count(b"\x13", 9), Err(DecodeError::Key(0x13)), "a group would hide what comes after it");
     }
 }

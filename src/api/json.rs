@@ -1,5 +1,7 @@
 //! `POST /json`: the same messages as over gRPC, in protobuf's own JSON mapping. For people with curl, and callers without gRPC.
 
+mod request;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,29 +18,22 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::body::{self, Bounds, Unread};
-use super::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
-use super::rls::{MAX_MESSAGE, Rls};
+use super::proto::envoy::service::ratelimit::v3::RateLimitResponse;
+use super::rls::Rls;
 use super::{DESCRIPTOR_SET, convert, headers};
 use crate::limiter::abandoned::Call;
-use crate::message_json;
 use crate::rules::decision;
 use crate::store::Store;
 
-/// What JSON says, and what it is turned into.
-struct Messages {
-    request: MessageDescriptor,
-    response: MessageDescriptor,
-}
-
 struct Service<S> {
     rls: Arc<Rls<S>>,
-    messages: Messages,
+    answers: Answers,
     bounds: Bounds,
 }
 
 /// Answers `POST /json`. A body may take `body_time` to come whole.
 pub fn router<S: Store + 'static>(rls: Arc<Rls<S>>, body_time: Duration) -> Router {
-    let service = Arc::new(Service { rls, messages: Messages::new(), bounds: Bounds::within(body_time) });
+    let service = Arc::new(Service { rls, answers: Answers::new(), bounds: Bounds::within(body_time) });
     Router::new().route("/json", post(answer::<S>)).with_state(service)
 }
 
@@ -47,10 +42,15 @@ async fn answer<S: Store + 'static>(State(service): State<Arc<Service<S>>>, body
 }
 
 async fn decide<S: Store + 'static>(service: Arc<Service<S>>, body: Body) -> Result<Response, Problem> {
-    let body = read(body, service.bounds).await?;
+    let bounds = service.rls.bounds;
+    let body = read(body, service.bounds, bounds.bytes).await.inspect_err(|problem| {
+        if problem.status == StatusCode::PAYLOAD_TOO_LARGE {
+            service.rls.count_invalid();
+        }
+    })?;
     let arrival = Instant::now();
-    let request = service.messages.request(&body).map_err(|reason| {
-        service.rls.limiter.shared().metrics().errors.invalid.inc();
+    let request = request::request(&body, bounds.entries).map_err(|reason| {
+        service.rls.count_invalid();
         Problem::new(StatusCode::BAD_REQUEST, reason)
     })?;
     let request = convert::request(&request);
@@ -60,13 +60,16 @@ async fn decide<S: Store + 'static>(service: Arc<Service<S>>, body: Body) -> Res
         decision::Code::Ok => (StatusCode::OK, None),
         decision::Code::OverLimit => (StatusCode::TOO_MANY_REQUESTS, headers::retry_after(&decided.decision)),
     };
-    Ok((status, response_headers(&response, retry_after), service.messages.response(&response)).into_response())
+    Ok((status, response_headers(&response, retry_after), service.answers.json(&response)).into_response())
 }
 
-async fn read(body: Body, bounds: Bounds) -> Result<Bytes, Problem> {
+async fn read(body: Body, bounds: Bounds, longest: usize) -> Result<Bytes, Problem> {
     let check = |length| match usize::try_from(length) {
-        Ok(0..=MAX_MESSAGE) => Ok(()),
-        _ => Err(Problem::unread(StatusCode::PAYLOAD_TOO_LARGE, format!("{length} bytes; at most {MAX_MESSAGE} are read"))),
+        Ok(length) if length <= longest => Ok(()),
+        _ => {
+            let reason = format!("{length} bytes; at most {longest} are read (--max-message-bytes)");
+            Err(Problem::unread(StatusCode::PAYLOAD_TOO_LARGE, reason))
+        }
     };
     // Before any of it comes, where it says how long it is.
     check(body.size_hint().lower())?;
@@ -135,24 +138,18 @@ fn response_headers(response: &RateLimitResponse, retry_after: Option<u64>) -> H
     headers
 }
 
-impl Messages {
-    fn new() -> Messages {
+/// Puts answers into JSON.
+struct Answers(MessageDescriptor);
+
+impl Answers {
+    fn new() -> Answers {
         let pool = DescriptorPool::decode(DESCRIPTOR_SET).expect("the descriptor set is compiled in");
-        let message = |name: &str| {
-            let message = pool.get_message_by_name(&format!("envoy.service.ratelimit.v3.{name}"));
-            message.expect("the descriptor set has the service's messages")
-        };
-        Messages { request: message("RateLimitRequest"), response: message("RateLimitResponse") }
+        let response = pool.get_message_by_name("envoy.service.ratelimit.v3.RateLimitResponse");
+        Answers(response.expect("the descriptor set has the service's messages"))
     }
 
-    /// A field that the message does not have is an error: it is misspelt.
-    fn request(&self, body: &[u8]) -> Result<RateLimitRequest, String> {
-        let message = message_json::read(&self.request, body)?;
-        RateLimitRequest::decode(message.encode_to_vec().as_slice()).map_err(|error| error.to_string())
-    }
-
-    fn response(&self, response: &RateLimitResponse) -> Vec<u8> {
-        let message = DynamicMessage::decode(self.response.clone(), response.encode_to_vec().as_slice());
+    fn json(&self, response: &RateLimitResponse) -> Vec<u8> {
+        let message = DynamicMessage::decode(self.0.clone(), response.encode_to_vec().as_slice());
         serde_json::to_vec(&message.expect("it is of this type")).expect("an answer has a JSON form")
     }
 }
@@ -162,50 +159,11 @@ mod tests {
     use super::*;
     use crate::api::proto::envoy::service::ratelimit::v3::rate_limit_response::DescriptorStatus;
 
-    fn request(json: &str) -> Result<RateLimitRequest, String> {
-        Messages::new().request(json.as_bytes())
-    }
-
-    #[test]
-    fn json_is_the_message() {
-        let json = r#"{"domain": "d", "hitsAddend": 2, "descriptors": [
-            {"entries": [{"key": "k", "value": "v\u0000ä"}], "hits_addend": "0", "isNegativeHits": true,
-             "limit": {"requestsPerUnit": 5, "unit": "HOUR", "unit_multiplier": 3}}]}"#;
-        let request = request(json).unwrap();
-        let descriptor = &request.descriptors[0];
-        assert_eq!((&request.domain[..], request.hits_addend), (&b"d"[..], 2));
-        assert_eq!((&descriptor.entries[0].key[..], &descriptor.entries[0].value[..]), (&b"k"[..], "v\0ä".as_bytes()));
-        assert_eq!((descriptor.hits_addend, descriptor.is_negative_hits), (Some(0), true));
-        let limit = descriptor.limit.unwrap();
-        assert_eq!((limit.requests_per_unit, limit.unit, limit.unit_multiplier), (5, 3, Some(3)));
-    }
-
-    #[test]
-    fn what_is_wrong_is_said() {
-        let cases = [
-            (r#"{"domian": "d"}"#, "domian: there is no such field; did you mean `domain`?"),
-            (
-                r#"{"descriptors": [{"entries": [{"kay": "k"}]}]}"#,
-                "descriptors[0].entries[0].kay: there is no such field; did you mean `key`?",
-            ),
-            (r#"{"domain": 5}"#, "string"),
-            (r#"{"domain": "d"} x"#, "trailing"),
-            (r#"{"descriptors": [{"limit": {"unit": "FORTNIGHT"}}]}"#, "FORTNIGHT"),
-            (r#"{"hits_addend": -1}"#, "hits_addend: out of range"),
-            (r#"{"descriptors": [{"entries": []}, {"hitsAddend": "x"}]}"#, "descriptors[1].hitsAddend: invalid digit"),
-            ("", "EOF"),
-        ];
-        for (json, expected) in cases {
-            let reason = request(json).unwrap_err();
-            assert!(reason.contains(expected), "{json}: {reason}");
-        }
-    }
-
     #[test]
     fn an_answer_is_canonical_json() {
         let status = DescriptorStatus { code: 2, limit_remaining: 0, ..DescriptorStatus::default() };
         let response = RateLimitResponse { overall_code: 2, statuses: vec![status], ..RateLimitResponse::default() };
-        let json = String::from_utf8(Messages::new().response(&response)).unwrap();
+        let json = String::from_utf8(Answers::new().json(&response)).unwrap();
         assert_eq!(json, r#"{"overallCode":"OVER_LIMIT","statuses":[{"code":"OVER_LIMIT"}]}"#);
     }
 }

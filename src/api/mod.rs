@@ -2,6 +2,7 @@
 //! types.
 
 pub mod body;
+mod bounds;
 pub mod convert;
 mod decode;
 pub mod headers;
@@ -10,6 +11,8 @@ mod metadata;
 pub mod reservations;
 pub mod rls;
 pub mod unary;
+
+pub use bounds::MessageBounds;
 
 /// The messages of `proto/`, generated.
 #[allow(clippy::all, missing_docs)]

@@ -8,7 +8,7 @@ use tonic::{Code, Request, Response, Status};
 use super::proto::weir::v1::reservation_service_server::ReservationService;
 use super::proto::weir::v1::{CommitRequest, CommitResponse, ReserveRequest, ReserveResponse};
 use super::rls::{Rls, patience};
-use super::{convert, rls};
+use super::{convert, decode};
 use crate::limit::reservation::{MAX_AMOUNT, TTL_RANGE};
 use crate::limit::{MINUTE, Micros, SECOND};
 use crate::limiter::reservations::{Arrival, Order, Problem, Reserved};
@@ -19,8 +19,6 @@ use crate::store::reservations::ReservationStore;
 
 /// The service's full name.
 pub const SERVICE: &str = "weir.v1.ReservationService";
-/// The longest message that is decoded.
-pub const MAX_MESSAGE: usize = rls::MAX_MESSAGE;
 /// How long a reservation can be committed whose caller does not say.
 const DEFAULT_TTL: Micros = MINUTE;
 
@@ -34,6 +32,22 @@ pub struct Reservations<S> {
 impl<S> Reservations<S> {
     pub fn new(rls: Arc<Rls<S>>, key_prefix: Arc<str>) -> Reservations<S> {
         Reservations { rls, key_prefix }
+    }
+}
+
+impl<S: ReservationStore> Rls<S> {
+    /// Counts the descriptors and entries of a message to the reservation service, which generated code decodes whole.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for more than there may be; INTERNAL for what is no message.
+    pub fn check_reserve(&self, path: &str, message: &[u8]) -> Result<(), Status> {
+        if !path.ends_with("/Reserve") {
+            return Ok(());
+        }
+        decode::count(message, self.bounds.entries).map_err(|error| {
+            self.count_invalid();
+            Status::from(error)
+        })
     }
 }
 

@@ -7,12 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use tokio::time::Instant;
-use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Body as HttpBody, StdError};
+use tonic::{Code, Status};
 
+use super::decode::{self, DecodeError};
 use super::proto::envoy::service::ratelimit::v3::RateLimitResponse;
-use super::{AnswerSettings, convert, decode, unary};
+use super::{AnswerSettings, MessageBounds, convert, unary};
 use crate::limiter::abandoned::Call;
 use crate::limiter::{Answer, Decided, Limiter};
 use crate::rules::request::Request;
@@ -24,16 +25,20 @@ pub const SERVICE: &str = "envoy.service.ratelimit.v3.RateLimitService";
 const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 /// The gRPC protocol's bound on the number in `grpc-timeout`.
 const MAX_TIMEOUT_DIGITS: usize = 8;
-/// The longest message that is decoded. Envoy's descriptors are a few hundred bytes.
-pub const MAX_MESSAGE: usize = 4 << 20;
 
 /// Answers calls by a limiter.
 pub struct Rls<S> {
     pub limiter: Limiter<S>,
     pub answers: AnswerSettings,
+    pub bounds: MessageBounds,
 }
 
 impl<S: Store> Rls<S> {
+    /// Counts a message that is refused before anything is decided.
+    pub(super) fn count_invalid(&self) {
+        self.limiter.shared().metrics().errors.invalid.inc();
+    }
+
     /// Answers a request that came in at `arrival` from a caller that waits for `patience`.
     ///
     /// # Errors
@@ -77,6 +82,11 @@ impl<S> RlsService<S> {
         RlsService(rls)
     }
 
+    /// What it answers by.
+    pub fn shared(&self) -> Arc<Rls<S>> {
+        self.0.clone()
+    }
+
     /// Whether a request to this path is for this service.
     pub fn serves(path: &str) -> bool {
         path == SHOULD_RATE_LIMIT
@@ -112,13 +122,25 @@ where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
-    let message = unary::read(body, MAX_MESSAGE).await?;
-    let request = decode::request(&message);
-    let request = request.map_err(|error| {
-        rls.limiter.shared().metrics().errors.invalid.inc();
-        Status::internal(format!("the message cannot be decoded: {error}"))
+    let message = unary::read(body, rls.bounds.bytes).await.inspect_err(|status| {
+        if status.code() == Code::OutOfRange {
+            rls.count_invalid();
+        }
+    })?;
+    let request = decode::request(&message, rls.bounds.entries).map_err(|error| {
+        rls.count_invalid();
+        Status::from(error)
     })?;
     rls.answer(&request, arrival, patience).await
+}
+
+impl From<DecodeError> for Status {
+    fn from(error: DecodeError) -> Status {
+        match error {
+            DecodeError::TooMany(reason) => Status::invalid_argument(reason.to_string()),
+            error => Status::internal(format!("the message cannot be decoded: {error}")),
+        }
+    }
 }
 
 /// How long the caller waits: the `grpc-timeout` header. One that makes no sense says nothing.

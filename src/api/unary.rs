@@ -37,17 +37,23 @@ where
     })
 }
 
-/// The same for a call that a framework answers, which would itself wait for the end of any number of calls, and for ever.
+/// The same for a call that a framework answers, which would itself wait for the end of any number of calls, and for ever. `check`
+/// looks at the message before the framework decodes it.
 ///
 /// # Errors
-/// As [`read`].
-pub async fn whole<B>(call: Request<B>, longest: usize) -> Result<Request<Full<Bytes>>, Status>
+/// As [`read`], and what `check` says.
+pub async fn whole<B>(
+    call: Request<B>,
+    longest: usize,
+    check: impl FnOnce(&[u8]) -> Result<(), Status>,
+) -> Result<Request<Full<Bytes>>, Status>
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
     let (head, body) = call.into_parts();
     let whole = read_within(Bounds::within(body::MAX_TIME), body, longest).await?;
+    check(&whole[PREFIX..])?;
     Ok(Request::from_parts(head, Full::new(whole)))
 }
 

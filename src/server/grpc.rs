@@ -10,6 +10,7 @@ use http::{HeaderValue, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::Service;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
@@ -44,7 +45,7 @@ impl<S> Clone for GrpcService<S> {
 impl<S: ReservationStore + 'static> GrpcService<S> {
     pub fn new(rls: Arc<Rls<S>>, key_prefix: Arc<str>, others: Arc<Routes>) -> GrpcService<S> {
         let reservations = ReservationServiceServer::new(Reservations::new(rls.clone(), key_prefix));
-        let reservations = reservations.max_decoding_message_size(reservations::MAX_MESSAGE);
+        let reservations = reservations.max_decoding_message_size(rls.bounds.bytes);
         GrpcService { rls: RlsService::new(rls), reservations, others }
     }
 }
@@ -68,8 +69,13 @@ impl<S: ReservationStore + 'static> Service<Request<Incoming>> for GrpcService<S
             return self.rls.call(request);
         }
         match service_of(path) {
-            reservations::SERVICE => Call::new(once_whole(self.reservations.clone(), request, reservations::MAX_MESSAGE)),
-            HEALTH => Call::new(once_whole(Routes::clone(&self.others), request, MAX_HEALTH)),
+            reservations::SERVICE => {
+                let (rls, path) = (self.rls.shared(), path.to_owned());
+                let longest = rls.bounds.bytes;
+                let check = move |message: &[u8]| rls.check_reserve(&path, message);
+                Call::new(once_whole(self.reservations.clone(), request, longest, check))
+            }
+            HEALTH => Call::new(once_whole(Routes::clone(&self.others), request, MAX_HEALTH, |_| Ok(()))),
             _ => Call::new(tower::Service::call(&mut Routes::clone(&self.others), request)),
         }
     }
@@ -93,12 +99,17 @@ fn service_of(path: &str) -> &str {
     path.strip_prefix('/').and_then(|path| path.split('/').next()).unwrap_or_default()
 }
 
-/// Answers a call with one message, which has come whole before the service hears of it.
-async fn once_whole<S>(mut service: S, request: Request<Incoming>, longest: usize) -> Result<Response<Body>, Infallible>
+/// Answers a call with one message, which has come whole, and was checked, before the service hears of it.
+async fn once_whole<S>(
+    mut service: S,
+    request: Request<Incoming>,
+    longest: usize,
+    check: impl FnOnce(&[u8]) -> Result<(), Status>,
+) -> Result<Response<Body>, Infallible>
 where
     S: tower::Service<Request<Full<Bytes>>, Response = Response<Body>, Error = Infallible>,
 {
-    match unary::whole(request, longest).await {
+    match unary::whole(request, longest, check).await {
         Ok(request) => service.call(request).await,
         Err(status) => Ok(status.into_http()),
     }

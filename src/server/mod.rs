@@ -240,10 +240,11 @@ fn rls_of_a_thread(
     shared: &Arc<Shared>,
     stores: &Stores,
 ) -> impl Fn() -> Arc<Rls<ThreadStore>> + Clone + Send + 'static {
-    let (shared, stores, answers) = (shared.clone(), stores.clone(), settings.answers.clone());
+    let (shared, stores) = (shared.clone(), stores.clone());
+    let (answers, bounds) = (settings.answers.clone(), settings.bounds);
     move || {
         let limiter = Limiter::new(shared.clone(), stores.for_this_thread());
-        Arc::new(Rls { limiter, answers: answers.clone() })
+        Arc::new(Rls { limiter, answers: answers.clone(), bounds })
     }
 }
 

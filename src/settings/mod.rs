@@ -14,7 +14,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use crate::admin::access::AccessSettings;
-use crate::api::{AnswerSettings, LegacyNames};
+use crate::api::{AnswerSettings, LegacyNames, MessageBounds};
 use crate::config::LoadOptions;
 use crate::rules::plan::PlanSettings;
 use crate::store::redis::RedisSettingsError;
@@ -44,6 +44,8 @@ pub struct Settings {
     pub access: AccessSettings,
     /// How long the history of subjects is kept; 0: not at all.
     pub history_days: u32,
+    /// How much one message may hold.
+    pub bounds: MessageBounds,
     /// Threads that serve gRPC.
     pub threads: usize,
     pub max_connection_age: Duration,
@@ -109,6 +111,10 @@ impl Settings {
                 local_changes: given.get("admin_local_changes", values::switch),
             },
             history_days: given.get("history_days", values::days),
+            bounds: MessageBounds {
+                bytes: given.get("max_message_bytes", values::message_bytes),
+                entries: given.get("max_message_entries", values::message_entries),
+            },
             threads: given.get("threads", values::threads),
             max_connection_age: given.get("max_connection_age", values::timeout),
             drain_delay: given.get("drain_delay", values::duration),

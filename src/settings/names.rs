@@ -81,6 +81,8 @@ pub const NAMES: &[Name] = &[
     own("admin_change_token_file", "FILE", "", "Tokens that may look and change"),
     own_switch("admin_local_changes", "Without token files, let callers on this machine change as well as look"),
     own("history_days", "DAYS", "30", "How long the history of subjects is kept, in domains with a `subject`; 0 keeps none"),
+    own("max_message_bytes", "BYTES", "1048576", "The longest message that is read, over gRPC and as JSON"),
+    own("max_message_entries", "N", "4096", "The most entries that all descriptors of one message have together"),
     own("threads", "N", "", "Threads that serve gRPC; else as many as there are cores"),
     own("max_connection_age", "TIME", "5m", "When a gRPC connection is asked to be opened anew, give or take 10 %"),
     own("drain_delay", "TIME", "5s", "How long calls are still taken after SIGTERM, while health says NOT_SERVING"),

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -56,6 +57,25 @@ pub(super) fn threads(text: &str) -> Parsed<usize> {
         return Ok(std::thread::available_parallelism().map_or(1, usize::from));
     }
     positive(text).ok().filter(|&count| count <= MAX_THREADS).ok_or_else(|| format!("use a number from 1 to {MAX_THREADS}"))
+}
+
+/// A message shorter than the first holds no ordinary request; a few longer than the last would be the whole budget of messages
+/// that have not come whole.
+const MESSAGE_BYTES: RangeInclusive<usize> = 1_024..=16 << 20;
+/// An ordinary request has tens of entries; more than the last take as long as many requests.
+const MESSAGE_ENTRIES: RangeInclusive<usize> = 64..=65_536;
+
+pub(super) fn message_bytes(text: &str) -> Parsed<usize> {
+    within(text, MESSAGE_BYTES, "a number of bytes")
+}
+
+pub(super) fn message_entries(text: &str) -> Parsed<usize> {
+    within(text, MESSAGE_ENTRIES, "a number")
+}
+
+fn within(text: &str, range: RangeInclusive<usize>, what: &str) -> Parsed<usize> {
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("use {what} from {} to {}", range.start(), range.end()))
 }
 
 /// Longer than anyone keeps what is read a day at a time.
@@ -208,6 +228,16 @@ mod tests {
             assert_eq!(duration(text).ok(), micros.map(Duration::from_micros), "{text}");
         }
         assert!(timeout("0s").is_err());
+    }
+
+    #[test]
+    fn bounds_of_messages_have_bounds() {
+        assert_eq!([message_bytes("1024"), message_bytes("16777216")], [Ok(1_024), Ok(16 << 20)]);
+        assert_eq!([message_entries("64"), message_entries("65536")], [Ok(64), Ok(65_536)]);
+        for text in ["1023", "16777217", "1MiB", "-1", ""] {
+            assert_eq!(message_bytes(text), Err("use a number of bytes from 1024 to 16777216".to_owned()), "{text}");
+        }
+        assert_eq!(message_entries("0"), Err("use a number from 64 to 65536".to_owned()));
     }
 
     #[test]
