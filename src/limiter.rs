@@ -17,6 +17,7 @@ use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use self::prepared::{Prepared, Undecided};
@@ -40,6 +41,8 @@ use crate::telemetry::rule_counters::{DomainCounters, RuleOutcome};
 pub const RETURN_TIME: Duration = Duration::from_millis(3);
 /// The most descriptors a request may have: bounds the time and the memory of one decision.
 pub const MAX_DESCRIPTORS: usize = 1_000;
+/// A request of more descriptors is decided in parts, between which others have their turn: each takes a millisecond at the most.
+const LARGE: usize = 64;
 /// When to come back after `on_store_failure: deny`: the longest a circuit breaker waits between its probes.
 const RETRY_AFTER_DEGRADED: RetryAfter = RetryAfter::In(SECOND);
 
@@ -276,6 +279,13 @@ impl<S: Store> Limiter<S> {
         &self.store
     }
 
+    /// Lets others have their turn between two parts of a large request.
+    pub(crate) async fn give_way(&self, request: &Request<'_>) {
+        if request.descriptors.len() > LARGE {
+            yield_now().await;
+        }
+    }
+
     /// Decides a request that came in at `arrival` from a caller that waits for `patience` (its gRPC deadline).
     // All but the waiting is in functions of their own: what they work with is no part of the future, which is as large as a
     // call under way is.
@@ -290,12 +300,14 @@ impl<S: Store> Limiter<S> {
             }
         };
         self.count_unknown_tiers(&prepared);
+        self.give_way(request).await;
         let outcomes = match &prepared.plan {
             Some(plan) if !plan.group.checks.is_empty() => {
                 abandoned::asking(pin!(self.store.apply(&plan.group, self.wait(call, now)))).await
             }
             _ => Ok(Outcomes::new()),
         };
+        self.give_way(request).await;
         let answer = self.conclude(request, &mut prepared, outcomes);
         // Before it is held back: the store has counted it, and the caller may go away meanwhile.
         self.count(request, &answer);

@@ -1,6 +1,7 @@
 //! `POST /json`: the same messages as over gRPC, in protobuf's own JSON mapping. For people with curl, and callers without gRPC.
 
 mod request;
+mod values;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,7 @@ async fn decide<S: Store + 'static>(service: Arc<Service<S>>, body: Body) -> Res
     let request = convert::request(&request);
     let decided = service.rls.decide(&request, arrival, None).await?;
     let response = convert::response(&decided, &request, &service.rls.answers, arrival);
+    service.rls.limiter.give_way(&request).await;
     let (status, retry_after) = match decided.decision.code {
         decision::Code::Ok => (StatusCode::OK, None),
         decision::Code::OverLimit => (StatusCode::TOO_MANY_REQUESTS, headers::retry_after(&decided.decision)),

@@ -2,8 +2,9 @@
 //! `envoyproxy/ratelimit` gives it), what a domain asks of its own, and what always must be said: a degraded answer, a delay.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
+use foldhash::fast::RandomState;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 
@@ -14,7 +15,7 @@ use crate::limiter::Decided;
 use crate::rules::decision::{Code, Status};
 use crate::rules::plan::Source;
 use crate::rules::request::{Descriptor, Request};
-use crate::rules::{Domain, Rule};
+use crate::rules::{Domain, Rule, RuleId};
 
 type Fields = BTreeMap<String, Value>;
 
@@ -90,18 +91,23 @@ fn descriptor(asked: &Descriptor<'_>) -> Value {
 /// The metadata of the rules whose limits let the request pass. The first rule to say something is right.
 fn passed(fields: &mut Fields, domain: &Domain, statuses: &[Status]) {
     let mut merged = Fields::new();
-    for rule in statuses.iter().filter_map(|status| rule_that_passed(domain, status)) {
-        merge(&mut merged, rule.metadata.iter().flatten());
+    let mut seen: HashSet<RuleId, RandomState> = HashSet::default();
+    for (id, rule) in statuses.iter().filter_map(|status| rule_that_passed(domain, status)) {
+        // What a rule says again changes nothing.
+        if rule.metadata.is_some() && seen.insert(id) {
+            merge(&mut merged, rule.metadata.iter().flatten());
+        }
     }
     if !merged.is_empty() {
         fields.insert("metadata".to_owned(), structure(merged));
     }
 }
 
-fn rule_that_passed<'a>(domain: &'a Domain, status: &Status) -> Option<&'a Rule> {
-    let rule = domain.rule(status.rule?);
+fn rule_that_passed<'a>(domain: &'a Domain, status: &Status) -> Option<(RuleId, &'a Rule)> {
+    let id = status.rule?;
+    let rule = domain.rule(id);
     let by_its_limits = status.limits.first().is_some_and(|limit| !matches!(limit.source, Source::Override(_)));
-    (status.code == Code::Ok && (by_its_limits || rule.allow)).then_some(rule)
+    (status.code == Code::Ok && (by_its_limits || rule.allow)).then_some((id, rule))
 }
 
 fn merge<'a>(known: &mut Fields, more: impl Iterator<Item = (&'a String, &'a serde_json::Value)>) {

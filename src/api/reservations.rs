@@ -60,7 +60,9 @@ impl<S: ReservationStore + 'static> ReservationService for Reservations<S> {
         let estimate = in_range("estimate", message.estimate, 1)?;
         let idempotency_key = sized("idempotency_key", &message.idempotency_key, MAX_IDEMPOTENCY_KEY)?;
         let order = Order { request: &request, estimate, idempotency_key, ttl: ttl(&message)? };
+        self.rls.limiter.give_way(&request).await;
         let reserved = self.rls.limiter.reserve(&order, &self.key_prefix, arrival).await.map_err(status)?;
+        self.rls.limiter.give_way(&request).await;
         Ok(Response::new(self.response(&reserved, &request, arrival)))
     }
 

@@ -39,6 +39,13 @@ impl<S: Store> Rls<S> {
         self.limiter.shared().metrics().errors.invalid.inc();
     }
 
+    /// Likewise, if it is longer than is read.
+    pub fn count_too_long(&self, unread: &Status) {
+        if unread.code() == Code::OutOfRange {
+            self.count_invalid();
+        }
+    }
+
     /// Answers a request that came in at `arrival` from a caller that waits for `patience`.
     ///
     /// # Errors
@@ -65,7 +72,10 @@ impl<S: Store> Rls<S> {
             self.limiter.shared().metrics().errors.deadline_passed.inc();
             return Err(Status::deadline_exceeded("the call's deadline had passed before it was looked at"));
         }
-        match self.limiter.decide(request, arrival, patience).await {
+        self.limiter.give_way(request).await;
+        let answer = self.limiter.decide(request, arrival, patience).await;
+        self.limiter.give_way(request).await;
+        match answer {
             Answer::Decided(decided) => Ok(decided),
             Answer::Invalid(reason) => Err(Status::invalid_argument(reason)),
             Answer::Unavailable(reason) => Err(Status::unavailable(reason)),
@@ -122,11 +132,7 @@ where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
 {
-    let message = unary::read(body, rls.bounds.bytes).await.inspect_err(|status| {
-        if status.code() == Code::OutOfRange {
-            rls.count_invalid();
-        }
-    })?;
+    let message = unary::read(body, rls.bounds.bytes).await.inspect_err(|status| rls.count_too_long(status))?;
     let request = decode::request(&message, rls.bounds.entries).map_err(|error| {
         rls.count_invalid();
         Status::from(error)

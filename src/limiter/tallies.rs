@@ -1,5 +1,8 @@
 //! Adds a decided request to the histories of its subjects.
 
+use std::collections::HashSet;
+
+use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
 use crate::limit::{DAY, Micros};
@@ -42,7 +45,7 @@ fn remembered(
     now: Micros,
     record: impl Fn(&Remembered<'_>),
 ) {
-    let mut seen: SmallVec<[SmallVec<[u8; 32]>; 2]> = SmallVec::new();
+    let mut seen = Seen::default();
     for (descriptor, planned) in request.descriptors.iter().zip(&plan.descriptors) {
         if is_no_request(descriptor, planned) {
             continue;
@@ -53,16 +56,38 @@ fn remembered(
         let of_entries =
             if of_counter.is_none() { precedence::subject_of(domain, &descriptor.entries) } else { EntriesText::new() };
         let subject = of_counter.unwrap_or(&of_entries);
-        if seen.iter().any(|known| **known == *subject) {
+        if request.descriptors.len() > 1 && !seen.add(subject) {
             continue;
         }
         // Work that is done is charged whatever was decided.
         let cost = if is_allowed || descriptor.hits.is_some() { planned.cost } else { 0 };
         let (domain_prefix, tier) = (&domain.key_prefix, tier(domain, planned));
         record(&Remembered { domain_prefix, subject, day: now / DAY, is_allowed, cost, tier });
-        if request.descriptors.len() > 1 {
-            seen.push(SmallVec::from_slice(subject));
+    }
+}
+
+/// From this many subjects on, they are found by a set rather than by looking along the list.
+const SET_FROM: usize = 16;
+
+/// The subjects of a request that were recorded.
+#[derive(Default)]
+struct Seen {
+    few: SmallVec<[SmallVec<[u8; 32]>; 2]>,
+    many: Option<HashSet<SmallVec<[u8; 32]>, RandomState>>,
+}
+
+impl Seen {
+    /// Says whether it is a new one.
+    fn add(&mut self, subject: &[u8]) -> bool {
+        if self.few.len() < SET_FROM {
+            let is_new = self.few.iter().all(|known| **known != *subject);
+            if is_new {
+                self.few.push(SmallVec::from_slice(subject));
+            }
+            return is_new;
         }
+        let is_new = self.few.iter().all(|known| **known != *subject);
+        is_new && self.many.get_or_insert_default().insert(SmallVec::from_slice(subject))
     }
 }
 

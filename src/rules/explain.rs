@@ -8,7 +8,7 @@ use super::plan::{self, Group, Moment, Plan, PlanError, PlanSettings};
 use super::precedence;
 use super::request::{Descriptor, Entry, Request};
 use super::subject::{Records, SubjectRecord};
-use super::tier::{self, TierSource};
+use super::tier::{self, Attributes, TierSource};
 use super::tree::{Match, Trace};
 use super::{Domain, RuleId};
 use crate::limit::{Algorithm, Charge, Check, Micros, Operation, Outcome};
@@ -70,6 +70,7 @@ pub fn explain<'d, 'r>(
     let networks = domain.addresses.networks(request);
     let (by_network, found) = (networks.request(request), networks.found(request, &found));
     let known = precedence::known(domain, &by_network, &found, records);
+    let attributes = Attributes::new(&by_network);
     let reasons = request.descriptors.iter().zip(&found).enumerate().map(|(place, (descriptor, of_descriptor))| {
         let all = domain.tree.trace(&descriptor.entries);
         let (entries, trace) = match plan::without_attributes(domain, &descriptor.entries) {
@@ -89,8 +90,8 @@ pub fn explain<'d, 'r>(
             subject: precedence::subject_part(domain, descriptor, of_descriptor.as_ref()).map(key::subject).unwrap_or_default(),
             record: known.get(place).cloned().flatten(),
             replaced_by: rule.and_then(|rule| replaced_by(domain, &found, rule)),
-            tier: rule.and_then(|rule| tier_reason(domain, &by_network, descriptor, rule, records)),
-            weight: tier::weight(&domain.plans.costs, &by_network, descriptor),
+            tier: rule.and_then(|rule| tier_reason(domain, &attributes, descriptor, rule, records)),
+            weight: tier::weight(&domain.plans.costs, &attributes, descriptor),
         }
     });
     let reasons = reasons.collect();
@@ -132,13 +133,13 @@ fn replaced_by(domain: &Domain, found: &[Option<Match<'_>>], rule: RuleId) -> Op
 
 fn tier_reason<'a, 'r>(
     domain: &'a Domain,
-    request: &Request<'r>,
+    attributes: &Attributes<'_, 'r>,
     descriptor: &Descriptor<'r>,
     rule: RuleId,
     records: &dyn Records,
 ) -> Option<TierReason<'a>> {
     let source = &domain.rule(rule).tiers.as_ref()?.source;
-    let named = tier::name(domain, request, descriptor, source, records);
+    let named = tier::name(domain, attributes, descriptor, source, records);
     let is_known = named.as_deref().is_some_and(|name| domain.plans.tier_named(name).is_some());
     let named = named.map(|name| String::from_utf8_lossy(&name).into_owned().into_boxed_str());
     Some(TierReason { source, named, is_known })

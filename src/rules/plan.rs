@@ -12,7 +12,7 @@ use super::precedence::{self, Known};
 pub use super::precedence::{Kind, Verdict};
 use super::request::{Descriptor, Entry, LimitOverride, Request};
 use super::subject::Records;
-use super::tier::{self, Class, RuleTiers, TierId, TierSource};
+use super::tier::{self, Attributes, Class, RuleTiers, TierId, TierSource};
 use super::tree::Match;
 use super::{ChargeRule, Domain, Rule, RuleId, RuleLimit, Unit, quota};
 use crate::limit::{Algorithm, Charge, Check, Limit, Micros, Mode, Operation};
@@ -156,6 +156,7 @@ fn planned(
     let mut planner = Planner {
         domain,
         request,
+        attributes: Attributes::new(request),
         by_tier: domain.plans.priority.as_ref().and_then(|_| by_tier(domain, found)),
         settings,
         moment,
@@ -203,6 +204,7 @@ fn by_tier<'d>(domain: &'d Domain, found: &[Option<Match<'_>>]) -> Option<(usize
 struct Planner<'a, 'r> {
     domain: &'a Domain,
     request: &'a Request<'r>,
+    attributes: Attributes<'a, 'r>,
     /// The first descriptor whose rule goes by tiers, where there are classes: their tier may have one.
     by_tier: Option<(usize, &'a RuleTiers)>,
     settings: PlanSettings,
@@ -221,7 +223,7 @@ impl<'r> Planner<'_, 'r> {
     fn cost(&self, descriptor: &Descriptor<'r>) -> u64 {
         descriptor.hits.unwrap_or_else(|| {
             let hits = u64::from(self.request.hits_addend.max(1));
-            hits.saturating_mul(tier::weight(&self.domain.plans.costs, self.request, descriptor))
+            hits.saturating_mul(tier::weight(&self.domain.plans.costs, &self.attributes, descriptor))
         })
     }
 
@@ -236,7 +238,7 @@ impl<'r> Planner<'_, 'r> {
 
     /// The caller's tier, if it is a known one; and whether it should have been. Nobody has to be assigned one.
     fn named_tier(&self, tiers: &RuleTiers, descriptor: &Descriptor<'r>) -> (Option<TierId>, bool) {
-        let name = tier::name(self.domain, self.request, descriptor, &tiers.source, self.records);
+        let name = tier::name(self.domain, &self.attributes, descriptor, &tiers.source, self.records);
         let is_expected = name.is_some() || matches!(tiers.source, TierSource::Entry(_));
         let named = name.and_then(|name| self.domain.plans.tier_named(&name));
         (named, is_expected && named.is_none())
@@ -245,7 +247,7 @@ impl<'r> Planner<'_, 'r> {
     /// How important the request is: what it says, else what the tier of its first rule by tier says, else the domain's default.
     fn class(&self, descriptor: &Descriptor<'r>) -> Option<Class> {
         let priority = self.domain.plans.priority.as_ref()?;
-        let named = tier::attribute(self.request, descriptor, &priority.key).and_then(Class::parse);
+        let named = self.attributes.value(descriptor, &priority.key).and_then(Class::parse);
         let of_tier = || {
             let (place, tiers) = self.by_tier?;
             let descriptor = &self.request.descriptors[place];

@@ -109,8 +109,13 @@ pub(super) fn kinds(
     now: Micros,
 ) -> Result<SmallVec<[Kind; 2]>, PlanError> {
     let rules = || found.iter().map(|found| found.as_ref().map(|found| domain.rule(found.rule)));
-    let replaced: HashSet<&str, foldhash::fast::RandomState> =
-        rules().flatten().flat_map(|rule| &rule.replaces).map(|name| &**name).collect();
+    // Each rule once: a thousand descriptors of one that replaces a thousand others are a million names.
+    let mut replacing: SmallVec<[RuleId; 4]> = found.iter().flatten().map(|found| found.rule).collect();
+    replacing.retain(|rule| !domain.rule(*rule).replaces.is_empty());
+    replacing.sort_unstable();
+    replacing.dedup();
+    let names = replacing.iter().flat_map(|rule| &domain.rule(*rule).replaces);
+    let replaced: HashSet<&str, foldhash::fast::RandomState> = names.map(|name| &**name).collect();
     let kinds = request.descriptors.iter().zip(rules()).enumerate();
     kinds
         .map(|(place, (descriptor, rule))| {

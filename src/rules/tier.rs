@@ -180,16 +180,16 @@ impl Priority {
 /// entry names.
 pub(super) fn name<'r>(
     domain: &Domain,
-    request: &Request<'r>,
+    attributes: &Attributes<'_, 'r>,
     descriptor: &Descriptor<'r>,
     source: &TierSource,
     records: &dyn Records,
 ) -> Option<Cow<'r, [u8]>> {
     match source {
-        TierSource::Entry(key) => attribute(request, descriptor, key).map(Cow::Borrowed),
+        TierSource::Entry(key) => attributes.value(descriptor, key).map(Cow::Borrowed),
         TierSource::Assigned(_) if records.is_empty() => None,
         TierSource::Assigned(key) => {
-            let value = attribute(request, descriptor, key)?;
+            let value = attributes.value(descriptor, key)?;
             let subject = subject::name(domain.name.as_bytes(), Part { key, value, shared: false });
             let name = records.find(&subject)?.tier.clone()?;
             Some(Cow::Owned(name.into_string().into_bytes()))
@@ -197,16 +197,42 @@ pub(super) fn name<'r>(
     }
 }
 
-/// The value of an attribute entry: the descriptor's own, else that of the first descriptor that has it.
-pub fn attribute<'a>(request: &Request<'a>, own: &Descriptor<'a>, key: &[u8]) -> Option<&'a [u8]> {
-    let in_descriptor =
-        |descriptor: &Descriptor<'a>| descriptor.entries.iter().find(|entry| entry.key == key).map(|entry| entry.value);
-    in_descriptor(own).or_else(|| request.descriptors.iter().find_map(in_descriptor))
+/// From this many descriptors on, an attribute of another descriptor is found by a map rather than by looking through them all.
+const MAP_FROM: usize = 16;
+
+/// The attribute entries of a request.
+pub(super) struct Attributes<'q, 'r> {
+    request: &'q Request<'r>,
+    /// Of many descriptors, the first value of each key.
+    first: Option<HashMap<&'r [u8], &'r [u8], RandomState>>,
+}
+
+impl<'q, 'r> Attributes<'q, 'r> {
+    pub(super) fn new(request: &'q Request<'r>) -> Attributes<'q, 'r> {
+        let first = (request.descriptors.len() >= MAP_FROM).then(|| {
+            let mut first = HashMap::default();
+            for entry in request.descriptors.iter().flat_map(|descriptor| &descriptor.entries) {
+                first.entry(entry.key).or_insert(entry.value);
+            }
+            first
+        });
+        Attributes { request, first }
+    }
+
+    /// The value of an attribute entry: the descriptor's own, else that of the first descriptor that has it.
+    pub(super) fn value(&self, own: &Descriptor<'r>, key: &[u8]) -> Option<&'r [u8]> {
+        let in_descriptor =
+            |descriptor: &Descriptor<'r>| descriptor.entries.iter().find(|entry| entry.key == key).map(|entry| entry.value);
+        in_descriptor(own).or_else(|| match &self.first {
+            None => self.request.descriptors.iter().find_map(in_descriptor),
+            Some(first) => first.get(key).copied(),
+        })
+    }
 }
 
 /// The product of a request's weights; saturates.
-pub fn weight<'a>(tables: &[CostTable], request: &Request<'a>, own: &Descriptor<'a>) -> Cost {
+pub(super) fn weight<'r>(tables: &[CostTable], attributes: &Attributes<'_, 'r>, own: &Descriptor<'r>) -> Cost {
     let weight_in =
-        |table: &CostTable| attribute(request, own, &table.key).and_then(|value| table.weights.get(value)).copied().unwrap_or(1);
+        |table: &CostTable| attributes.value(own, &table.key).and_then(|value| table.weights.get(value)).copied().unwrap_or(1);
     tables.iter().map(weight_in).fold(1, Cost::saturating_mul)
 }

@@ -70,12 +70,17 @@ impl<S: ReservationStore + 'static> Service<Request<Incoming>> for GrpcService<S
         }
         match service_of(path) {
             reservations::SERVICE => {
-                let (rls, path) = (self.rls.shared(), path.to_owned());
-                let longest = rls.bounds.bytes;
-                let check = move |message: &[u8]| rls.check_reserve(&path, message);
-                Call::new(once_whole(self.reservations.clone(), request, longest, check))
+                let (rls, service, path) = (self.rls.shared(), self.reservations.clone(), path.to_owned());
+                Call::new(async move {
+                    let check = |message: &[u8]| rls.check_reserve(&path, message);
+                    let whole = unary::whole(request, rls.bounds.bytes, check).await;
+                    once_whole(service, whole.inspect_err(|status| rls.count_too_long(status))).await
+                })
             }
-            HEALTH => Call::new(once_whole(Routes::clone(&self.others), request, MAX_HEALTH, |_| Ok(()))),
+            HEALTH => {
+                let service = Routes::clone(&self.others);
+                Call::new(async { once_whole(service, unary::whole(request, MAX_HEALTH, |_| Ok(())).await).await })
+            }
             _ => Call::new(tower::Service::call(&mut Routes::clone(&self.others), request)),
         }
     }
@@ -100,16 +105,11 @@ fn service_of(path: &str) -> &str {
 }
 
 /// Answers a call with one message, which has come whole, and was checked, before the service hears of it.
-async fn once_whole<S>(
-    mut service: S,
-    request: Request<Incoming>,
-    longest: usize,
-    check: impl FnOnce(&[u8]) -> Result<(), Status>,
-) -> Result<Response<Body>, Infallible>
+async fn once_whole<S>(mut service: S, whole: Result<Request<Full<Bytes>>, Status>) -> Result<Response<Body>, Infallible>
 where
     S: tower::Service<Request<Full<Bytes>>, Response = Response<Body>, Error = Infallible>,
 {
-    match unary::whole(request, longest, check).await {
+    match whole {
         Ok(request) => service.call(request).await,
         Err(status) => Ok(status.into_http()),
     }

@@ -4,16 +4,15 @@
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::fmt;
-use std::str::FromStr;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_path_to_error::Track;
 
+use super::values::{Number, Unit};
 use crate::api::bounds::Count;
 use crate::api::proto::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use crate::api::proto::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::{Entry, RateLimitOverride};
 use crate::api::proto::envoy::service::ratelimit::v3::RateLimitRequest;
-use crate::api::proto::envoy::r#type::v3::RateLimitUnit;
 use crate::spelling;
 
 /// The longest reason that a caller is told, in bytes: it repeats what the caller sent.
@@ -273,88 +272,6 @@ impl<'de> Visitor<'de> for Entries<'_> {
             self.0.entry().map_err(A::Error::custom)?;
         }
         Ok(entries)
-    }
-}
-
-/// A whole number, also as a string, or written as a fraction of one.
-struct Number<T>(T);
-
-impl<'de, T> Deserialize<'de> for Number<T>
-where
-    T: TryFrom<u64> + FromStr,
-    <T as FromStr>::Err: fmt::Display,
-{
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NumberVisitor(std::marker::PhantomData)).map(Number)
-    }
-}
-
-struct NumberVisitor<T>(std::marker::PhantomData<T>);
-
-impl<T> Visitor<'_> for NumberVisitor<T>
-where
-    T: TryFrom<u64> + FromStr,
-    <T as FromStr>::Err: fmt::Display,
-{
-    type Value = T;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an unsigned integer or decimal string")
-    }
-
-    fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
-        T::try_from(number).map_err(|_| E::custom("out of range"))
-    }
-
-    fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
-        u64::try_from(number).map_err(|_| E::custom("out of range")).and_then(|number| self.visit_u64(number))
-    }
-
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range was looked at")]
-    fn visit_f64<E: Error>(self, number: f64) -> Result<T, E> {
-        if number.fract() != 0.0 {
-            return Err(E::custom("expected integer value"));
-        }
-        if !(0.0..=u64::MAX as f64).contains(&number) {
-            return Err(E::custom("out of range"));
-        }
-        self.visit_u64(number as u64)
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
-        text.parse().map_err(E::custom)
-    }
-}
-
-/// A unit, by its name or its number.
-struct Unit(i32);
-
-impl<'de> Deserialize<'de> for Unit {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Unit, D::Error> {
-        deserializer.deserialize_any(UnitVisitor).map(Unit)
-    }
-}
-
-struct UnitVisitor;
-
-impl Visitor<'_> for UnitVisitor {
-    type Value = i32;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string or integer")
-    }
-
-    fn visit_u64<E: Error>(self, number: u64) -> Result<i32, E> {
-        i32::try_from(number).map_err(E::custom)
-    }
-
-    fn visit_i64<E: Error>(self, number: i64) -> Result<i32, E> {
-        i32::try_from(number).map_err(E::custom)
-    }
-
-    fn visit_str<E: Error>(self, name: &str) -> Result<i32, E> {
-        let unit = RateLimitUnit::from_str_name(name);
-        unit.map(|unit| unit as i32).ok_or_else(|| E::custom(format!("unrecognized enum value '{name}'")))
     }
 }
 
