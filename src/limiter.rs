@@ -41,7 +41,7 @@ use crate::telemetry::rule_counters::{DomainCounters, RuleOutcome};
 pub const RETURN_TIME: Duration = Duration::from_millis(3);
 /// The most descriptors a request may have: bounds the time and the memory of one decision.
 pub const MAX_DESCRIPTORS: usize = 1_000;
-/// A request of more descriptors is decided in parts, between which others have their turn: each takes a millisecond at the most.
+/// A request of more descriptors is decided in parts, and other requests have their turn between them.
 const LARGE: usize = 64;
 /// When to come back after `on_store_failure: deny`: the longest a circuit breaker waits between its probes.
 const RETRY_AFTER_DEGRADED: RetryAfter = RetryAfter::In(SECOND);

@@ -1,5 +1,5 @@
-//! Messages that are made to cost much: each is answered in words, takes little memory, and leaves other callers their answers. Against a
-//! real process, on every port.
+//! Attacks a real process, on every port, with messages that are made to cost much. Each gets an answer in words, takes
+//! little memory, and leaves other callers their answers.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! How much one message may hold. Whoever reads a message counts its descriptors and entries as they come, and stops at the bound:
-//! two bytes of a message are enough for a descriptor of two hundred.
+//! How much one message may hold. A reader counts descriptors and entries as they come and stops at the bound: two bytes
+//! of a message can become a descriptor of two hundred.
 
 use crate::limiter::MAX_DESCRIPTORS;
 

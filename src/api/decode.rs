@@ -40,11 +40,11 @@ pub(super) fn request(message: &[u8], max_entries: usize) -> Result<Request<'_>>
     Ok(request)
 }
 
-/// Counts the descriptors and entries of a message whose field 2 is its descriptors, as that of `ReserveRequest` is, for a reader
-/// that does not count.
+/// Counts the descriptors and entries of a message that generated code decodes. Its field 2 holds its descriptors, as in
+/// `ReserveRequest`.
 ///
 /// # Errors
-/// For more than there may be, and for what is no message as far as it is looked at: the rest is not looked at then.
+/// For more than there may be. Also for a malformed field: the count ends there, and a decoder might go on.
 pub(super) fn count(message: &[u8], max_entries: usize) -> Result<()> {
     let mut count = Count::new(max_entries);
     let mut fields = Fields(message);

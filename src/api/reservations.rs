@@ -36,7 +36,7 @@ impl<S> Reservations<S> {
 }
 
 impl<S: ReservationStore> Rls<S> {
-    /// Counts the descriptors and entries of a message to the reservation service, which generated code decodes whole.
+    /// Counts the descriptors and entries of a message to Reserve before generated code decodes it.
     ///
     /// # Errors
     /// INVALID_ARGUMENT for more than there may be; INTERNAL for what is no message.

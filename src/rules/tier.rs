@@ -197,7 +197,7 @@ pub(super) fn name<'r>(
     }
 }
 
-/// From this many descriptors on, an attribute of another descriptor is found by a map rather than by looking through them all.
+/// From this many descriptors on, a map finds an attribute of another descriptor.
 const MAP_FROM: usize = 16;
 
 /// The attribute entries of a request.

@@ -59,8 +59,8 @@ pub(super) fn threads(text: &str) -> Parsed<usize> {
     positive(text).ok().filter(|&count| count <= MAX_THREADS).ok_or_else(|| format!("use a number from 1 to {MAX_THREADS}"))
 }
 
-/// A message shorter than the first holds no ordinary request; a few longer than the last would be the whole budget of messages
-/// that have not come whole.
+/// A shorter message holds no ordinary request. A few longer ones would use up the budget of messages that have not
+/// come whole.
 const MESSAGE_BYTES: RangeInclusive<usize> = 1_024..=16 << 20;
 /// An ordinary request has tens of entries; more than the last take as long as many requests.
 const MESSAGE_ENTRIES: RangeInclusive<usize> = 64..=65_536;

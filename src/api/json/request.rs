@@ -1,5 +1,5 @@
-//! Reads a `RateLimitRequest` from protobuf's JSON mapping in one pass, counting as it goes. Takes what `prost-reflect` takes, which
-//! a test holds it to, but makes nothing besides the message.
+//! Reads a `RateLimitRequest` from protobuf's JSON mapping in one pass and counts as it goes. A test compares it with
+//! `prost-reflect`.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -18,7 +18,7 @@ use crate::spelling;
 /// The longest reason that a caller is told, in bytes: it repeats what the caller sent.
 const MAX_REASON: usize = 500;
 
-/// One message, of at most so many entries. A field that the message does not have is an error: it is misspelt.
+/// One message, of at most `max_entries`. An unknown field is an error: it is misspelt.
 ///
 /// # Errors
 /// The reason, with the field that it is about.
