@@ -158,18 +158,7 @@ impl Shared {
         let (history, unknown_domains) = (Arc::default(), UnknownDomains::default());
         metrics.replicas.set(1);
         let (in_force, replicas, has_met_newer_memo) = (ArcSwap::default(), AtomicU32::new(1), AtomicBool::new(false));
-        Shared {
-            in_force,
-            loaded,
-            records,
-            history,
-            local,
-            replicas,
-            settings,
-            metrics,
-            has_met_newer_memo,
-            unknown_domains,
-        }
+        Shared { in_force, loaded, records, history, local, replicas, settings, metrics, has_met_newer_memo, unknown_domains }
     }
 
     /// The rules in force; revision 0 while none are.

@@ -103,9 +103,8 @@ impl Numbers {
         self.cpu.push(each(&report.server));
         self.redis.push(each(&report.redis));
         self.rate.push(report.rate / 1e3);
-        let latency = report.latency_us.expect("a run without a decision is no measurement");
-        self.p50.push(latency.p50);
-        self.p99.push(latency.p99);
+        self.p50.push(p50(report));
+        self.p99.push(report.latency_us.map_or(f64::NAN, |latency| latency.p99));
         let mut busy = report.server.iter().flat_map(|cpu| &cpu.threads).map(|thread| thread.busy);
         let (first, second) = (busy.next().unwrap_or(f64::NAN), busy.next().unwrap_or(0.0));
         self.lesser_share.push(100.0 * second / (first + second));
@@ -190,6 +189,11 @@ pub(crate) fn two_cores(turns: &Turns) -> Result<()> {
     Ok(())
 }
 
+/// In µs; none where no call got a decision.
+fn p50(report: &Report) -> f64 {
+    report.latency_us.map_or(f64::NAN, |latency| latency.p50)
+}
+
 pub(crate) fn one_call(turns: &Turns) -> Result<()> {
     table::title("One call at a time");
     let servers = Servers::start(SERVER_CORE, 1, LOADER_CORE)?;
@@ -197,9 +201,9 @@ pub(crate) fn one_call(turns: &Turns) -> Result<()> {
     let mut script = Series::default();
     let (mut empty, mut memory, mut redis) = (Series::default(), Series::default(), Series::default());
     for _ in 0..turns.rounds {
-        empty.push(servers::load(&servers.empty, &load)?.latency_us.p50);
-        memory.push(servers::load(&servers.memory, &load)?.latency_us.p50);
-        redis.push(servers::load(&servers.weir_redis, &load)?.latency_us.p50);
+        empty.push(p50(&servers::load(&servers.empty, &load)?));
+        memory.push(p50(&servers::load(&servers.memory, &load)?));
+        redis.push(p50(&servers::load(&servers.weir_redis, &load)?));
         script.push(servers::evalsha(&servers.redis, turns.seconds)?);
     }
     number("empty handler: p50", &empty, "µs");

@@ -47,7 +47,7 @@ fn cut(mut reason: String) -> String {
 /// A message that is filled field by field. A field that comes twice has its last value.
 trait Fields {
     /// The names of its fields, as the protocol has them.
-    const NAMES: &[&str];
+    const NAMES: &'static [&'static str];
 
     /// Reads the value of one field; false when there is no such field.
     fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error>;
@@ -66,7 +66,7 @@ struct RequestFields<'c> {
 }
 
 impl Fields for RequestFields<'_> {
-    const NAMES: &[&str] = &["domain", "descriptors", "hits_addend"];
+    const NAMES: &'static [&'static str] = &["domain", "descriptors", "hits_addend"];
 
     fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
         let message = &mut self.message;
@@ -86,7 +86,7 @@ struct DescriptorFields<'c> {
 }
 
 impl Fields for DescriptorFields<'_> {
-    const NAMES: &[&str] = &["entries", "limit", "hits_addend", "is_negative_hits"];
+    const NAMES: &'static [&'static str] = &["entries", "limit", "hits_addend", "is_negative_hits"];
 
     fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
         let message = &mut self.message;
@@ -108,7 +108,7 @@ impl Fields for DescriptorFields<'_> {
 struct EntryFields(Entry);
 
 impl Fields for EntryFields {
-    const NAMES: &[&str] = &["key", "value"];
+    const NAMES: &'static [&'static str] = &["key", "value"];
 
     fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
         match name {
@@ -124,7 +124,7 @@ impl Fields for EntryFields {
 struct OverrideFields(RateLimitOverride);
 
 impl Fields for OverrideFields {
-    const NAMES: &[&str] = &["requests_per_unit", "unit", "unit_multiplier"];
+    const NAMES: &'static [&'static str] = &["requests_per_unit", "unit", "unit_multiplier"];
 
     fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
         match name {

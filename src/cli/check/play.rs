@@ -70,7 +70,7 @@ fn difference(domain: &Domain, store: &MemoryStore, step: &TestStep, now: Micros
     };
     let outcomes = match store.decide(&plan.group) {
         Ok(outcomes) => outcomes,
-        Err(error) => return Some(error.to_string()),
+        Err(error) => return Some((expected, error.to_string())),
     };
     let decision = decision::decide(domain, &plan, &outcomes, false);
     let rule = decision.limited_by.and_then(|place| decision.statuses[place].rule).map(|rule| domain.rule(rule).label());

@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime};
 use deadpool::managed::Object;
 use deadpool_redis::redis::{Pipeline, RedisError, cmd};
 use tokio::sync::{Notify, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use super::{Keys, answer, answered, page, texts};
+use super::{BACKGROUND_TIME, Keys, answer, answered, page, texts};
 use crate::limit::{Micros, SECOND};
 use crate::store::Clock;
 use crate::store::records::{MAX_PAGE, MAX_RECORDS, Record, RecordName, Subscriber, readable};
@@ -168,7 +168,9 @@ impl Follower {
         calls.cmd("XREVRANGE").arg(&self.keys.feed).arg("+").arg("-").arg("COUNT").arg(1).cmd("TIME");
         let mut connection = link.connection.clone();
         let before = Clock::System.now();
-        let (last, (seconds, micros)): (Entries, (Micros, Micros)) = answered(link, calls.query_async(&mut connection)).await?;
+        let deadline = Instant::now() + BACKGROUND_TIME;
+        let answer = answered(link, deadline, calls.query_async(&mut connection));
+        let (last, (seconds, micros)): (Entries, (Micros, Micros)) = answer.await?;
         let store = seconds.saturating_mul(SECOND).saturating_add(micros);
         self.subscriber.clock_was_read(before, store, Clock::System.now());
         Ok(last.first().and_then(|(id, _)| Position::parse(id)).unwrap_or(Position::NONE))
