@@ -192,8 +192,9 @@ fn yaml_1_1_booleans_mean_what_they_meant() {
              unit: second\n      requests_per_unit: 1\n"
         ));
         assert!(loaded.problems.is_empty(), "{}", loaded.problems);
-        let warnings = if written == "True" { 0 } else { 2 };
-        assert_eq!(loaded.warnings.len(), warnings, "{written}: {}", loaded.warnings);
+        let lines: Vec<u32> =
+            loaded.warnings.iter().flat_map(|warning| [vec![warning.line], warning.also_on.clone()].concat()).collect();
+        assert_eq!(lines, if written == "True" { vec![] } else { vec![4, 5] }, "{written}: {}", loaded.warnings);
         let domain = loaded.rules.domains.values().next().unwrap();
         assert_eq!((domain.rules[0].shadow, domain.rules[0].quota), (meant, meant), "{written}");
     }
@@ -318,21 +319,14 @@ fn fifty_thousand_rules_load() {
     assert_eq!(limit(&domain, &[("user", "u49999")]), Some((49_999, MINUTE)));
 }
 
-/// What that service accepts by mistake.
+/// What that service accepts, and what would refuse or admit everything by mistake.
 #[test]
-fn accepted_mistakes_are_errors_here() {
+fn harmful_mistakes_are_errors_here() {
     let mistakes = [
         ("no number", "  - {key: a, rate_limit: {unit: minute}}\n"),
-        ("an empty limit", "  - key: a\n    rate_limit:\n"),
         ("shadow_mode in rate_limit", "  - {key: a, rate_limit: {unit: minute, requests_per_unit: 1, shadow_mode: true}}\n"),
         ("the same key twice", "  - {key: a, key: a, rate_limit: {unit: minute, requests_per_unit: 1}}\n"),
-        ("an unknown rule", "  - {key: a, rate_limit: {unit: minute, requests_per_unit: 1, replaces: [{name: b}]}}\n"),
-        ("a number nobody reads", "  - {key: a, rate_limit: {unlimited: true, requests_per_unit: 1}}\n"),
-        (
-            "a wildcard that cannot match",
-            "  - {key: a, value: x*, rate_limit: {unit: minute, requests_per_unit: 1}}\n  - {key: a, value: xy*, rate_limit: {unit: \
-             minute, requests_per_unit: 1}}\n",
-        ),
+        ("a limit beside the key", "  - {key: a, unit: minute, requests_per_unit: 1}\n"),
     ];
     for (mistake, descriptors) in mistakes {
         let loaded = load(&format!("domain: d\ndescriptors:\n{descriptors}"));
@@ -340,4 +334,31 @@ fn accepted_mistakes_are_errors_here() {
         assert_eq!(loaded.rules.revision, 0);
     }
     assert_eq!(load("domain: d\ndescriptors: []\n---\ndomain: d\ndescriptors: []\n").problems.len(), 1, "the second document");
+}
+
+/// What that service accepts and ignores.
+#[test]
+fn idle_keys_are_warnings_here() {
+    let idle = [
+        ("an empty limit", "  - key: a\n    rate_limit:\n"),
+        ("a mode without a limit", "  - {key: a, shadow_mode: true, descriptors: [{key: b}]}\n"),
+        ("an unknown rule", "  - {key: a, rate_limit: {unit: minute, requests_per_unit: 1, replaces: [{name: b}]}}\n"),
+        ("a number nobody reads", "  - {key: a, rate_limit: {unlimited: true, requests_per_unit: 1}}\n"),
+        ("a unit nobody reads", "  - {key: a, rate_limit: {unlimited: true, unit: fortnight}}\n"),
+        ("no name", "  - {key: a, rate_limit: {unit: minute, requests_per_unit: 1, name: ''}}\n"),
+        (
+            "a wildcard that cannot match",
+            "  - {key: a, value: x*, rate_limit: {unit: minute, requests_per_unit: 1}}\n  - {key: a, value: xy*, rate_limit: {unit: \
+             minute, requests_per_unit: 1}}\n",
+        ),
+    ];
+    for (what, descriptors) in idle {
+        let loaded = load(&format!("domain: d\ndescriptors:\n{descriptors}"));
+        assert_eq!((loaded.problems.len(), loaded.warnings.len()), (0, 1), "{what}: {}", loaded.problems);
+        assert_eq!(loaded.rules.domains.len(), 1);
+    }
+    for document in ["domain: d\n", "domain: d\ndescriptors:\n", "name: d\ndomain: d\ndescriptors: []\n"] {
+        let loaded = load(document);
+        assert_eq!((loaded.problems.len(), loaded.warnings.len()), (0, 1), "{document}: {}", loaded.problems);
+    }
 }
