@@ -30,6 +30,7 @@ use weir::store::memory::MemoryStore;
 use weir::store::records::{Record, RecordName, Subscriber as _};
 use weir::store::reservations::{Gated, Kept, Passed, ReservationStore};
 use weir::store::{Clock, Group, Outcomes, Store, StoreError, Wait};
+use weir::telemetry::exposition::Format;
 
 /// A store that answers once the test lets it, all checks alike.
 struct Slow {
@@ -95,7 +96,7 @@ impl Trial {
     }
 
     fn is_counted(&self, line: &str) -> bool {
-        self.0.shared().metrics().text().lines().any(|one| one == line)
+        self.0.shared().metrics().text(Format::Prometheus).lines().any(|one| one == line)
     }
 
     /// Requests in the histories of all subjects: allowed, refused.
