@@ -15,6 +15,8 @@ use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -25,6 +27,11 @@ use super::{DESCRIPTOR_SET, convert, headers};
 use crate::limiter::abandoned::Call;
 use crate::rules::decision;
 use crate::store::Store;
+
+/// An answer of more descriptors is long.
+const LONG_ANSWER: usize = 64;
+/// How many long answers are put into JSON at once.
+static LONG_ANSWERS: Semaphore = Semaphore::const_new(2);
 
 struct Service<S> {
     rls: Arc<Rls<S>>,
@@ -57,12 +64,25 @@ async fn decide<S: Store + 'static>(service: Arc<Service<S>>, body: Body) -> Res
     let request = convert::request(&request);
     let decided = service.rls.decide(&request, arrival, None).await?;
     let response = convert::response(&decided, &request, &service.rls.answers, arrival);
-    service.rls.limiter.give_way(&request).await;
     let (status, retry_after) = match decided.decision.code {
         decision::Code::Ok => (StatusCode::OK, None),
         decision::Code::OverLimit => (StatusCode::TOO_MANY_REQUESTS, headers::retry_after(&decided.decision)),
     };
-    Ok((status, response_headers(&response, retry_after), service.answers.json(&response)).into_response())
+    let headers = response_headers(&response, retry_after);
+    let body = rendered(&service, response)
+        .await
+        .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the answer could not be written".to_owned()))?;
+    Ok((status, headers, body).into_response())
+}
+
+/// The JSON of an answer. A long one takes tens of milliseconds and is made on another thread, two at a time.
+async fn rendered<S: Store + 'static>(service: &Arc<Service<S>>, response: RateLimitResponse) -> Option<Vec<u8>> {
+    if response.statuses.len() <= LONG_ANSWER {
+        return Some(service.answers.json(&response));
+    }
+    let _turn = LONG_ANSWERS.acquire().await.ok()?;
+    let service = service.clone();
+    spawn_blocking(move || service.answers.json(&response)).await.ok()
 }
 
 async fn read(body: Body, bounds: Bounds, longest: usize) -> Result<Bytes, Problem> {
