@@ -403,16 +403,17 @@ impl<S: Store> Limiter<S> {
     /// outright stays refused, and what is given back is not.
     fn without_store(&self, domain: &Domain, plan: &Plan, now: Micros, error: &StoreError) -> Result<(Outcomes, Degraded), String> {
         let checks = &plan.group.checks;
+        // Memory that has no room for the counter is what `local` would ask.
+        let is_full = *error == StoreError::Full;
         let mut policies: SmallVec<[OnStoreFailure; 4]> = SmallVec::from_elem(OnStoreFailure::Allow, checks.len());
         for planned in &plan.descriptors {
             for planned_check in &planned.checks {
                 let check = &checks[planned_check.check];
                 policies[planned_check.check] = match on_store_failure(domain, planned) {
                     // A quota that does not refuse, as the request has a spare one, is still charged to the local count.
-                    OnStoreFailure::Local if planned.mode != Mode::Shadow => OnStoreFailure::Local,
+                    OnStoreFailure::Local if planned.mode != Mode::Shadow && !is_full => OnStoreFailure::Local,
                     _ if check.mode == Mode::Shadow => OnStoreFailure::Allow,
-                    // Memory that has no room for the counter is what `local` would ask.
-                    OnStoreFailure::Local if *error == StoreError::Full => OnStoreFailure::Error,
+                    OnStoreFailure::Local if is_full => OnStoreFailure::Error,
                     OnStoreFailure::Deny if check.operation == Operation::Refund => OnStoreFailure::Allow,
                     policy => policy,
                 };

@@ -265,7 +265,7 @@ async fn health(served: &Served, service: &str) -> Result<ServingStatus, Code> {
 
 #[tokio::test]
 async fn health_is_true_and_serving_begins_by_itself() {
-    let served = Served::rules("domain: d\n").await;
+    let served = Served::rules("domain: d\ndescriptors: 5\n").await;
     for service in HEALTH_NAMES {
         assert_eq!(health(&served, service).await, Ok(ServingStatus::NotServing));
     }

@@ -15,7 +15,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("config", &["limit", "rules", "spelling"]),
     ("store", &["limit", "rules", "telemetry"]),
     ("limiter", &["limit", "rules", "store", "telemetry"]),
-    ("api", &["limit", "rules", "store", "limiter", "telemetry", "message_json"]),
+    ("api", &["limit", "rules", "store", "limiter", "telemetry", "spelling"]),
     (
         "admin",
         &["limit", "rules", "config", "store", "limiter", "telemetry", "reflection", "grpc_request", "message_json", "spelling"],

@@ -17,6 +17,8 @@ use crate::spelling;
 
 /// The longest reason that a caller is told, in bytes: it repeats what the caller sent.
 const MAX_REASON: usize = 500;
+/// How much of it may be the place, in bytes.
+const MAX_PATH: usize = 200;
 
 /// One message, of at most `max_entries`. An unknown field is an error: it is misspelt.
 ///
@@ -29,19 +31,18 @@ pub(super) fn request(body: &[u8], max_entries: usize) -> Result<RateLimitReques
     let read = Object(fields).deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut place));
     let read = read.map_err(|error| match place.path().to_string() {
         path if path == "." => error.to_string(),
-        path => format!("{path}: {error}"),
+        path => format!("{}: {error}", cut(path, MAX_PATH)),
     });
     let message = read.and_then(|fields| json.end().map(|()| fields.message).map_err(|error| error.to_string()));
-    message.map_err(cut)
+    message.map_err(|reason| cut(reason, MAX_REASON))
 }
 
-fn cut(mut reason: String) -> String {
-    if reason.len() > MAX_REASON {
-        let end = (0..=MAX_REASON).rev().find(|&end| reason.is_char_boundary(end)).unwrap_or(0);
-        reason.truncate(end);
-        reason.push('…');
+fn cut(mut text: String, longest: usize) -> String {
+    if text.len() > longest {
+        text.truncate(text.floor_char_boundary(longest));
+        text.push('…');
     }
-    reason
+    text
 }
 
 /// A message that is filled field by field. A field that comes twice has its last value.
