@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// What each module may use of the others; the rest of the crate is out of its reach.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("spelling", &[]),
     ("message_json", &["spelling"]),
     ("limit", &[]),
@@ -15,10 +15,23 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("config", &["limit", "rules", "spelling"]),
     ("store", &["limit", "rules", "telemetry"]),
     ("limiter", &["limit", "rules", "store", "telemetry"]),
-    ("api", &["limit", "rules", "store", "limiter", "telemetry", "spelling"]),
+    ("transport", &["telemetry"]),
+    ("api", &["limit", "rules", "store", "limiter", "telemetry", "spelling", "transport"]),
     (
         "admin",
-        &["limit", "rules", "config", "store", "limiter", "telemetry", "reflection", "grpc_request", "message_json", "spelling"],
+        &[
+            "limit",
+            "rules",
+            "config",
+            "store",
+            "limiter",
+            "telemetry",
+            "reflection",
+            "grpc_request",
+            "message_json",
+            "spelling",
+            "transport",
+        ],
     ),
     ("telemetry", &[]),
     ("reflection", &[]),
@@ -26,7 +39,20 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("settings", &["limit", "rules", "config", "store", "api", "admin"]),
     (
         "server",
-        &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin", "settings", "reflection", "grpc_request"],
+        &[
+            "limit",
+            "rules",
+            "config",
+            "store",
+            "limiter",
+            "telemetry",
+            "api",
+            "admin",
+            "settings",
+            "reflection",
+            "grpc_request",
+            "transport",
+        ],
     ),
     ("cli", &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin", "settings", "server"]),
 ];

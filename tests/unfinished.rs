@@ -15,10 +15,10 @@ use weir::api::rls::Rls;
 use weir::api::{AnswerSettings, MessageBounds, json};
 use weir::limiter::{Limiter, LimiterSettings, Shared};
 use weir::rules::plan::PlanSettings;
-use weir::server::drain::Drain;
 use weir::server::http::{Versions, serve};
 use weir::store::Clock;
 use weir::store::memory::MemoryStore;
+use weir::transport::drain::Drain;
 
 const RULES: &str = "domain: d\ndescriptors: []\n";
 /// The longest message that is read.

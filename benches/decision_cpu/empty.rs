@@ -11,9 +11,9 @@ use tonic::{Request, Response, Status};
 use weir::api::proto::envoy::service::ratelimit::v3::rate_limit_response::Code;
 use weir::api::proto::envoy::service::ratelimit::v3::rate_limit_service_server::{RateLimitService, RateLimitServiceServer};
 use weir::api::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
-use weir::server::drain::Drain;
-use weir::server::listen;
-use weir::server::threads::{Serving, Threads};
+use weir::transport::drain::Drain;
+use weir::transport::listen;
+use weir::transport::threads::{Serving, Threads};
 
 struct Empty;
 

@@ -20,13 +20,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::body::{self, Bounds, Unread};
 use super::proto::envoy::service::ratelimit::v3::RateLimitResponse;
 use super::rls::Rls;
 use super::{DESCRIPTOR_SET, convert, headers};
 use crate::limiter::abandoned::Call;
 use crate::rules::decision;
 use crate::store::Store;
+use crate::transport::body::{self, Bounds, Unread};
 
 /// An answer of more descriptors is long.
 const LONG_ANSWER: usize = 64;

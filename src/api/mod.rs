@@ -1,7 +1,6 @@
 //! What callers speak: Envoy's gRPC service, the same messages as JSON, and reservations. The only place that knows the protocol's
 //! types.
 
-pub mod body;
 mod bounds;
 pub mod convert;
 mod decode;

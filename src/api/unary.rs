@@ -14,7 +14,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::StdError;
 
-use super::body::{self, Bounds, Unread};
+use crate::transport::body::{self, Bounds, Unread};
 
 /// What stands before a message: whether it is compressed, and four bytes of length.
 const PREFIX: usize = 5;

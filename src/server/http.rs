@@ -15,11 +15,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-use super::connection::GRACE;
-use super::drain::Draining;
-use super::listen;
 use super::readiness::Readiness;
 use crate::admin::access::Peer;
+use crate::transport::connection::GRACE;
+use crate::transport::drain::Draining;
+use crate::transport::listen;
 
 /// How long the head of a request may take to come in, the first or a later one.
 const HEAD: Duration = Duration::from_secs(30);

@@ -1,15 +1,11 @@
 //! The composition root: from settings to a running server, and from there to a drained one.
 
-pub mod connection;
-pub mod drain;
 pub mod grpc;
 pub mod http;
-pub mod listen;
 pub mod operators;
 pub mod readiness;
 pub mod reload;
 pub mod stores;
-pub mod threads;
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,23 +23,25 @@ use tonic_health::server::HealthReporter;
 
 use crate::admin::access::{Access, TokenFileError};
 use crate::admin::{self, AdminApi, Operations};
+use crate::api::json;
 use crate::api::rls::Rls;
-use crate::api::{body, json};
 use crate::config::watch::Watcher;
 use crate::limiter::{Limiter, LimiterSettings, Shared};
 use crate::settings::{Settings, StoreSetting, redacted};
 use crate::store::Clock;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisSettingsError;
-use drain::Drain;
+use crate::transport::drain::Drain;
+use crate::transport::threads::{Serving, Threads};
+use crate::transport::{body, listen};
+
+pub use crate::transport::listen::ListenError;
 use grpc::GrpcService;
 use http::Versions;
-pub use listen::ListenError;
 use operators::Operators;
 use readiness::{HEALTH_NAMES, Readiness};
 use reload::Reloading;
 use stores::{Stores, ThreadStore};
-use threads::{Serving, Threads};
 
 /// gRPC connections open at once. Envoy opens one for each of its workers.
 const MAX_CONNECTIONS: usize = 10_000;

@@ -19,20 +19,20 @@ static UNFINISHED: Budget = Budget::new(64 << 20);
 
 /// What holds for a body that has not come whole.
 #[derive(Clone, Copy)]
-pub(super) struct Bounds {
+pub struct Bounds {
     budget: &'static Budget,
     time: Duration,
 }
 
 impl Bounds {
-    pub(super) const fn within(time: Duration) -> Bounds {
+    pub const fn within(time: Duration) -> Bounds {
         Bounds { budget: &UNFINISHED, time }
     }
 }
 
 /// Why there is no whole body.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unread {
+pub enum Unread {
     #[error("too many requests have begun and not ended")]
     Full,
     #[error("the request had not come whole after {0:?}")]
@@ -45,7 +45,7 @@ pub(super) enum Unread {
 ///
 /// # Errors
 /// For a body that breaks off, or does not come whole within its bounds; and what `check` says.
-pub(super) fn read<B, E>(body: B, bounds: Bounds, check: impl Fn(&[u8]) -> Result<(), E>) -> impl Future<Output = Result<Bytes, E>>
+pub fn read<B, E>(body: B, bounds: Bounds, check: impl Fn(&[u8]) -> Result<(), E>) -> impl Future<Output = Result<Bytes, E>>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<StdError>,
