@@ -236,7 +236,7 @@ fn tests_wait_for_conditions() {
 fn the_project_speaks_of_itself_alone() {
     let expression = Regex::new(r"/wor[k]/|/tm[p]/[a-z]|\bthis sessio[n]\b|\bCo-[Aa]uthored").expect("compiles");
     let places = ["src", "tests", "benches", "docs", "config", "scripts", "proto", ".ci", "build.rs", "Cargo.toml", "deny.toml"];
-    let pages = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "clippy.toml"];
+    let pages = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md", "clippy.toml"];
     let here = [places.as_slice(), pages.as_slice()].concat();
     let texts = [".rs", ".lua", ".md", ".yaml", ".toml", ".json", ".proto", ".svg", "scripts/test", ".ci/run"];
     let findings: Vec<String> =
@@ -247,7 +247,7 @@ fn the_project_speaks_of_itself_alone() {
 #[test]
 fn links_between_pages_lead_somewhere() {
     let link = Regex::new(r"\]\(([^)#\s]+)(#[^)]*)?\)").expect("compiles");
-    let pages = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs", "config"];
+    let pages = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md", "docs", "config"];
     let mut findings = Vec::new();
     for page in files(&pages, &[".md"]) {
         let directory = project().join(&page.path).parent().expect("a file is in a directory").to_path_buf();

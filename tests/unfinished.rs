@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use support::eventually;
 use support::weir::{Settings, Weir};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -15,16 +16,18 @@ use weir::api::rls::Rls;
 use weir::api::{AnswerSettings, MessageBounds, json};
 use weir::limiter::{Limiter, LimiterSettings, Shared};
 use weir::rules::plan::PlanSettings;
-use weir::server::http::{Versions, serve};
+use weir::server::http::serve;
 use weir::store::Clock;
 use weir::store::memory::MemoryStore;
+use weir::transport::connection::{Terms, Versions};
 use weir::transport::drain::Drain;
+use weir::transport::room::{Paths, Room, Size};
 
 const RULES: &str = "domain: d\ndescriptors: []\n";
 /// The longest message that is read.
 const LONGEST: usize = 1 << 20;
 /// What may be held in all, and as much again of what allocator and connections take.
-const ALLOWED: u64 = 2 * (64 << 20);
+const ALLOWED: u64 = 64 << 20;
 const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 
 /// A connection on which a body of the longest length has begun, all of it but the last byte.
@@ -89,7 +92,9 @@ async fn a_slow_json_body_is_told_so() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
     let address = listener.local_addr().expect("a bound socket has an address");
     let (router, drain) = (json::router(rls, Duration::from_millis(1)), Drain::new());
-    tokio::spawn(serve(listener, router, Versions::One, 10, Duration::from_secs(3600), drain.draining()));
+    let room = Room::new(Size { connections: 10, probes: 1 }, Paths { is_probe: |_| false, lasting: |_| None }, Arc::default());
+    let terms = Terms { versions: Versions::One, max_age: Duration::from_secs(3600), draining: drain.draining() };
+    tokio::spawn(serve(listener, router, room, terms));
     for body in ["", "{", "{}"] {
         let mut stream = TcpStream::connect(address).await.expect("the server listens");
         let request = format!("POST /json HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\n{body}");
@@ -132,12 +137,14 @@ async fn status(client: Client, path: &str, message: Bytes, is_ended: bool) -> S
 async fn grpc_messages_are_bounded_until_their_calls_end_and_given_back() {
     for path in [SHOULD_RATE_LIMIT, "/weir.v1.ReservationService/Reserve", "/weir.v1.ReservationService/Commit"] {
         const MESSAGES: usize = 5_000;
+        // Each may have a thousand calls open.
+        const CONNECTIONS: usize = 10;
         let weir = Settings::with_rules(RULES).start().await;
         let before = weir.resident();
         // Whole, but for the end of the stream.
-        let (client, small) = (h2_connection(&weir).await, message(16_000));
+        let (clients, small) = (join_all((0..CONNECTIONS).map(|_| h2_connection(&weir))).await, message(16_000));
         let mut begun = JoinSet::new();
-        for _ in 0..MESSAGES {
+        for client in clients.iter().cycle().take(MESSAGES) {
             begun.spawn(status(client.clone(), path, small.clone(), false));
         }
         assert_eq!(first(&mut begun).await, "8", "{path}");
@@ -146,7 +153,7 @@ async fn grpc_messages_are_bounded_until_their_calls_end_and_given_back() {
         let whole = status(h2_connection(&weir).await, path, small, true).await;
         assert_eq!(whole, "13", "{path}: what comes whole is read all the same");
         begun.shutdown().await;
-        drop(client);
+        drop(clients);
         eventually("room for a message in many parts", async || {
             status(h2_connection(&weir).await, path, message(LONGEST), true).await == "13"
         })

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use hyper_util::service::TowerToHyperService;
-use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use weir::api::proto::envoy::service::ratelimit::v3::rate_limit_response::Code;
 use weir::api::proto::envoy::service::ratelimit::v3::rate_limit_service_server::{RateLimitService, RateLimitServiceServer};
 use weir::api::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use weir::transport::drain::Drain;
 use weir::transport::listen;
+use weir::transport::room::{Paths, Room, Size};
 use weir::transport::threads::{Serving, Threads};
 
 struct Empty;
@@ -28,15 +28,16 @@ impl RateLimitService for Empty {
 pub(crate) fn serve(threads: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listener = listen::listen(String::new(), "127.0.0.1:0".parse()?).await?;
+        let listener = listen::listen(String::new(), "127.0.0.1:0".parse()?)?;
         println!("{}", listener.local_addr()?);
         std::io::stdout().flush()?;
         let drain = Drain::new();
         let service = || TowerToHyperService::new(RateLimitServiceServer::new(Empty));
         let serving = Serving { service, max_age: Duration::from_secs(300), draining: drain.draining() };
         let mut threads = Threads::start(threads, serving)?;
-        let room = Arc::new(Semaphore::new(1_000));
-        listen::accept(listener, room, drain.draining(), |stream, permit| threads.serve(stream, permit)).await;
+        let room =
+            Room::new(Size { connections: 1_000, probes: 1 }, Paths { is_probe: |_| false, lasting: |_| None }, Arc::default());
+        listen::accept(listener, room, drain.draining(), |stream, slot| threads.serve(stream, slot)).await;
         Ok(())
     })
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::to_bytes;
+use axum::body::{Body, to_bytes};
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{Query, RawPathParams, Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, get, on};
-use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
+use http::header::{ACCEPT, ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, TE, USER_AGENT, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use prost::Message;
 use prost_reflect::{DynamicMessage, Kind, MessageDescriptor};
@@ -28,17 +28,32 @@ use super::proto::weir::admin::v1::admin_service_server::AdminServiceServer;
 use crate::grpc_request::{self, NotACall};
 use crate::message_json;
 use crate::reflection::with_reflection;
+use crate::transport::body::{MAX_TIME, Timed, Unread};
 
 /// The longest body: a thousand large records.
 const MAX_BODY: usize = 32 << 20;
 
-/// How long a request may take to come whole.
-const BODY_TIME: Duration = Duration::from_secs(30);
-/// How long a call over gRPC may take from its first byte on: that, and the longest call.
+/// How long a call over gRPC may take from its first byte on: the longest import, and its answer.
 const GRPC_TIME: Duration = Duration::from_secs(65);
 
 /// How much of a refused call over gRPC is read, for the audit, and how long it may take to come.
-const MAX_REFUSED: (usize, Duration) = (4 << 10, Duration::from_secs(10));
+const MAX_REFUSED: (usize, Duration) = (4 << 10, MAX_TIME);
+/// How long an import may take to come.
+const MAX_IMPORT: Duration = Duration::from_secs(60);
+/// The headers that this API and its guards look at. Others are dropped from requests over HTTP/2.
+pub const HEADERS: [HeaderName; 10] = [
+    ACCEPT,
+    AUTHORIZATION,
+    CONTENT_TYPE,
+    HOST,
+    ORIGIN,
+    TE,
+    USER_AGENT,
+    HeaderName::from_static("grpc-timeout"),
+    HeaderName::from_static("grpc-encoding"),
+    HeaderName::from_static("sec-fetch-site"),
+];
+const REFLECTION: &str = "/grpc.reflection.";
 
 /// The API over HTTP and, with reflection, over gRPC, and `GET /openapi.json`, beside what `others` answer: a path that none of
 /// them has is refused in words. Whoever serves it says where each connection comes from ([`Peer`]).
@@ -60,8 +75,9 @@ pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>, others: Router)
     }
     let grpc = AdminServiceServer::from_arc(api.clone()).max_decoding_message_size(MAX_BODY);
     let grpc = with_reflection(Routes::new(grpc), &[DESCRIPTOR_SET]);
-    let grpc = grpc.into_axum_router().layer(from_fn_with_state(api.clone(), refuse_early::<S>)).layer(from_fn(only_grpc));
-    let api = router.with_state(api).merge(grpc).layer(from_fn(with_host));
+    let grpc = grpc.into_axum_router().layer(from_fn_with_state(api.clone(), refuse_early::<S>));
+    let grpc = grpc.layer(from_fn(only_grpc));
+    let api = router.with_state(api).merge(grpc).layer(from_fn(in_time)).layer(from_fn(with_host));
     api.merge(others).method_not_allowed_fallback(no_such_method).fallback(no_such_path)
 }
 
@@ -104,6 +120,20 @@ async fn refuse_early<S: OperatorStore + 'static>(State(api): State<Arc<AdminApi
     }
 }
 
+/// A body must come whole in time, and a session with reflection ends then.
+async fn in_time(request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let is_import = request.method() == Method::POST && (path == "/v1/records" || path.ends_with("/ImportRecords"));
+    let request = match path.starts_with(REFLECTION) {
+        true => request.map(|body| Body::new(Timed::ending(body, MAX_TIME))),
+        false => {
+            let time = if is_import { MAX_IMPORT } else { MAX_TIME };
+            request.map(|body| Body::new(Timed::breaking_off(body, time)))
+        }
+    };
+    next.run(request).await
+}
+
 /// HTTP/2 has the host in the address.
 async fn with_host(mut request: Request, next: Next) -> Response {
     let authority = request.uri().authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok());
@@ -142,18 +172,27 @@ async fn answer<S: OperatorStore>(
         return Err(unread(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send `content-type: application/json`".to_owned()));
     }
     let bad_request = |reason: String| unread(StatusCode::BAD_REQUEST, reason);
-    let body = timeout(BODY_TIME, to_bytes(body, MAX_BODY)).await.map_err(|_| {
-        let reason = format!("the request did not come whole within {} s", BODY_TIME.as_secs());
-        unread(StatusCode::REQUEST_TIMEOUT, reason)
-    })?;
-    let body = body.map_err(|error| bad_request(error.to_string()))?;
+    let is_csv = accepts_csv(&parts.headers);
+    drop(parts);
+    let body = to_bytes(body, MAX_BODY).await.map_err(|error| unread(unread_status(&error), error.to_string()))?;
     let method = api.method(call.name).ok_or_else(|| problem(StatusCode::NOT_FOUND, "no such call"))?;
     let request = message(call, &method.input(), path.iter().cloned().chain(query), &body).map_err(bad_request)?;
     let answer = api.dispatch(call.name, &caller, &request.encode_to_vec()).await.map_err(|error| failure(&error))?;
-    if call.name == "GetHistory" && accepts_csv(&parts.headers) {
+    if call.name == "GetHistory" && is_csv {
         return Ok(([(CONTENT_TYPE, "text/csv")], csv(&answer)).into_response());
     }
     Ok(([(CONTENT_TYPE, "application/json")], calls::json(method.output(), &answer)).into_response())
+}
+
+/// The status of a body that did not come whole.
+fn unread_status(error: &axum::Error) -> StatusCode {
+    let first: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let unread = std::iter::successors(first, |error| error.source()).find_map(|error| error.downcast_ref::<Unread>());
+    match unread {
+        Some(Unread::Slow(_)) => StatusCode::REQUEST_TIMEOUT,
+        Some(Unread::Full) => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::BAD_REQUEST,
+    }
 }
 
 fn accepts_csv(headers: &HeaderMap) -> bool {

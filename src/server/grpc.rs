@@ -5,10 +5,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, TE};
 use http::{HeaderValue, Request, Response};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::service::Service;
 use tonic::Status;
 use tonic::body::Body;
@@ -23,8 +22,17 @@ use crate::grpc_request::{self, NotACall};
 use crate::limiter::abandoned::Call;
 use crate::reflection::with_reflection;
 use crate::store::reservations::ReservationStore;
+use crate::transport::body::{MAX_TIME, Timed};
+use crate::transport::room::Paths;
+use crate::transport::{Counted, Lasting, only};
 
 const HEALTH: &str = "grpc.health.v1.Health";
+/// What the services here may need of a request's head. The rest goes before a body is waited for: a peer may refer to one large
+/// header in each of a thousand requests.
+const NEEDED: [HeaderName; 4] =
+    [CONTENT_TYPE, HeaderName::from_static("grpc-timeout"), HeaderName::from_static("grpc-encoding"), TE];
+/// The longest path of a method.
+const MAX_PATH: usize = 128;
 /// The longest message to health: it names a service.
 const MAX_HEALTH: usize = 4 << 10;
 
@@ -55,23 +63,28 @@ pub fn other_services(health: HealthServer<impl Health>) -> Routes {
     with_reflection(Routes::new(health), &[DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET]).prepare()
 }
 
-impl<S: ReservationStore + 'static> Service<Request<Incoming>> for GrpcService<S> {
+impl<S: ReservationStore + 'static> Service<Request<Counted>> for GrpcService<S> {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Call<Result<Self::Response, Infallible>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Counted>) -> Self::Future {
         if let Err(reason) = grpc_request::check(request.method(), request.headers()) {
             return Call::new(std::future::ready(Ok(refusal(reason))));
         }
-        let path = request.uri().path();
-        if RlsService::<S>::serves(path) {
+        if RlsService::<S>::serves(request.uri().path()) {
             return self.rls.call(request);
         }
-        match service_of(path) {
+        if request.uri().path().len() > MAX_PATH {
+            return Call::new(std::future::ready(Ok(Status::unimplemented("").into_http())));
+        }
+        // Now, not in the future: those of many calls come to be before the first of them runs.
+        *request.headers_mut() = only(request.headers(), &NEEDED);
+        match service_of(request.uri().path()) {
             reservations::SERVICE => {
-                let (rls, service, path) = (self.rls.shared(), self.reservations.clone(), path.to_owned());
+                let (rls, service) = (self.rls.shared(), self.reservations.clone());
                 Call::new(async move {
+                    let path = request.uri().path().to_owned();
                     let check = |message: &[u8]| rls.check_reserve(&path, message);
                     let whole = unary::whole(request, rls.bounds.bytes, check).await;
                     once_whole(service, whole.inspect_err(|status| rls.count_too_long(status))).await
@@ -81,7 +94,10 @@ impl<S: ReservationStore + 'static> Service<Request<Incoming>> for GrpcService<S
                 let service = Routes::clone(&self.others);
                 Call::new(async { once_whole(service, unary::whole(request, MAX_HEALTH, |_| Ok(())).await).await })
             }
-            _ => Call::new(tower::Service::call(&mut Routes::clone(&self.others), request)),
+            _ => {
+                let request = request.map(|body| Timed::ending(body, MAX_TIME));
+                Call::new(tower::Service::call(&mut Routes::clone(&self.others), request))
+            }
         }
     }
 }
@@ -99,6 +115,17 @@ fn refusal(reason: NotACall) -> Response<Body> {
     response
 }
 
+/// Health, which is answered however busy the port is, and answers that go on.
+pub const PATHS: Paths = Paths { is_probe: |path| service_of(path) == HEALTH, lasting };
+
+fn lasting(path: &str) -> Option<Lasting> {
+    let path = path.strip_prefix("/grpc.")?;
+    match path {
+        "health.v1.Health/Watch" => Some(Lasting::Endless),
+        _ => path.starts_with("reflection.").then_some(Lasting::Session),
+    }
+}
+
 /// `package.Service` of `/package.Service/Method`.
 fn service_of(path: &str) -> &str {
     path.strip_prefix('/').and_then(|path| path.split('/').next()).unwrap_or_default()
@@ -110,7 +137,8 @@ where
     S: tower::Service<Request<Full<Bytes>>, Response = Response<Body>, Error = Infallible>,
 {
     match whole {
-        Ok(request) => service.call(request).await,
+        // In a box, so that a call that waits for its body is small.
+        Ok(request) => Box::pin(service.call(request)).await,
         Err(status) => Ok(status.into_http()),
     }
 }

@@ -1,28 +1,26 @@
 //! What is served over HTTP: decisions as JSON, whether this server is ready, and what operators use.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Extension, Router};
-use http::StatusCode;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use http::{Request, StatusCode, Version};
+use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
-use std::pin::pin;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::net::TcpListener;
 
 use super::readiness::Readiness;
-use crate::admin::access::Peer;
-use crate::transport::connection::GRACE;
-use crate::transport::drain::Draining;
-use crate::transport::listen;
+use crate::admin::{self, access::Peer};
+use crate::transport::connection::{Terms, serve_connection};
+use crate::transport::room::{Paths, Room};
+use crate::transport::{Counted, Lasting, listen, only};
 
-/// How long the head of a request may take to come in, the first or a later one.
-const HEAD: Duration = Duration::from_secs(30);
+/// Health and metrics are answered however busy a port is; a session with reflection goes on.
+pub const PATHS: Paths = Paths {
+    is_probe: |path| matches!(path, "/healthcheck" | "/metrics"),
+    lasting: |path| path.starts_with("/grpc.reflection.").then_some(Lasting::Session),
+};
 
 /// `GET /healthcheck`: 200 when calls may come, 503 and the reason when not.
 pub fn healthcheck(readiness: Arc<Readiness>) -> Router {
@@ -35,46 +33,33 @@ pub fn healthcheck(readiness: Arc<Readiness>) -> Router {
     Router::new().route("/healthcheck", get(answer)).with_state(readiness)
 }
 
-/// Which versions of HTTP a listener speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Versions {
-    One,
-    /// HTTP/2 too, without TLS, for gRPC.
-    OneAndTwo,
-}
-
-/// Serves a listener, `room` connections at a time, until the server drains.
-pub async fn serve(listener: TcpListener, router: Router, versions: Versions, room: usize, max_age: Duration, draining: Draining) {
-    let connections = draining.clone();
-    listen::accept(listener, Arc::new(Semaphore::new(room)), draining, |stream, permit| {
-        let (router, draining) = (router.clone(), connections.clone());
+/// Serves a listener until the server drains.
+pub async fn serve(listener: TcpListener, router: Router, room: Arc<Room>, terms: Terms) {
+    listen::accept(listener, room, terms.draining.clone(), |stream, slot| {
+        let (router, terms) = (router.clone(), terms.clone());
         tokio::spawn(async move {
-            let _permit = permit;
-            serve_connection(stream, router, versions, max_age, draining).await;
+            let Ok(peer) = stream.peer_addr() else { return };
+            let service = Slim(TowerToHyperService::new(router.layer(Extension(Peer(peer)))));
+            serve_connection(stream, slot, service, terms).await;
         });
     })
     .await;
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, versions: Versions, max_age: Duration, mut draining: Draining) {
-    let _ = stream.set_nodelay(true);
-    let Ok(peer) = stream.peer_addr() else { return };
-    let router = router.layer(Extension(Peer(peer)));
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
-    builder.http2().timer(TokioTimer::new());
-    if versions == Versions::One {
-        builder = builder.http1_only();
-    }
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
-    tokio::select! {
-        biased;
-        _ = &mut connection => return,
-        () = sleep(max_age) => {}
-        () = draining.begun() => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    if timeout(GRACE, connection).await.is_err() {
-        tracing::debug!("an HTTP connection had a request in flight after its grace period and was cut");
+/// Drops headers that nothing here looks at, before anything waits: over HTTP/2 a peer may refer to one large header in each of a
+/// thousand requests.
+#[derive(Clone)]
+struct Slim<S>(S);
+
+impl<S: Service<Request<Counted>>> Service<Request<Counted>> for Slim<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn call(&self, mut request: Request<Counted>) -> Self::Future {
+        if request.version() == Version::HTTP_2 {
+            *request.headers_mut() = only(request.headers(), &admin::http::HEADERS);
+        }
+        self.0.call(request)
     }
 }

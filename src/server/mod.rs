@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tonic::service::Routes;
@@ -31,24 +30,18 @@ use crate::settings::{Settings, StoreSetting, redacted};
 use crate::store::Clock;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisSettingsError;
+use crate::transport::connection::{Terms, Versions};
 use crate::transport::drain::Drain;
+use crate::transport::room::Room;
 use crate::transport::threads::{Serving, Threads};
-use crate::transport::{body, listen};
+use crate::transport::{body, files, listen};
 
 pub use crate::transport::listen::ListenError;
 use grpc::GrpcService;
-use http::Versions;
 use operators::Operators;
 use readiness::{HEALTH_NAMES, Readiness};
 use reload::Reloading;
 use stores::{Stores, ThreadStore};
-
-/// gRPC connections open at once. Envoy opens one for each of its workers.
-const MAX_CONNECTIONS: usize = 10_000;
-/// HTTP connections open at once: people, probes, and callers without gRPC.
-const MAX_HTTP_CONNECTIONS: usize = 1_000;
-/// Operators' connections open at once.
-const MAX_ADMIN_CONNECTIONS: usize = 64;
 
 /// How long a server that stops waits for the store to take the last of its history.
 const LAST_FLUSH: Duration = Duration::from_secs(1);
@@ -97,12 +90,12 @@ struct Listeners {
 }
 
 impl Listeners {
-    async fn open(settings: &Settings) -> Result<Listeners, ListenError> {
+    fn open(settings: &Settings) -> Result<Listeners, ListenError> {
         let listen = |key, address| listen::listen(settings.origins.of(key), address);
         Ok(Listeners {
-            grpc: listen("grpc_listen", settings.grpc_listen).await?,
-            http: listen("http_listen", settings.http_listen).await?,
-            admin: listen("admin_listen", settings.admin_listen).await?,
+            grpc: listen("grpc_listen", settings.grpc_listen)?,
+            http: listen("http_listen", settings.http_listen)?,
+            admin: listen("admin_listen", settings.admin_listen)?,
         })
     }
 
@@ -117,12 +110,13 @@ impl Server {
     /// # Errors
     /// For an address that is taken, a store that cannot be, and a system that gives no threads.
     pub async fn start(settings: Settings) -> Result<Server, StartError> {
+        let sizes = files::sizes();
         let fallback = MemoryStore::new(Clock::Corrected(Arc::default()), settings.memory_max_counters);
         let limiter = LimiterSettings { plan: settings.plan, store_timeout: settings.store_timeout };
         let shared = Arc::new(Shared::new(fallback, limiter));
         let stores = Stores::new(&settings, shared.metrics()).map_err(|reason| store_error(&settings, reason))?;
         let access = Access::new(settings.access.clone())?;
-        let listeners = Listeners::open(&settings).await?;
+        let listeners = Listeners::open(&settings)?;
         let addresses = listeners.addresses()?;
         let readiness = Arc::new(Readiness::default());
         readiness.set_store_ready(stores.are_ready_at_once());
@@ -149,13 +143,16 @@ impl Server {
         let operations = Operations::new(shared.clone(), operators.clone());
         let api = Arc::new(AdminApi::new(operations, access));
         let admin = admin::http::router(api, healthcheck.merge(admin::router(shared.clone(), look)));
-        let serve_http = |listener, router: Router, versions, room| {
-            tokio::spawn(http::serve(listener, router, versions, room, max_age, drain.draining()))
+        let room = |size, paths| Room::new(size, paths, shared.metrics().connections.clone());
+        let serve_http = |listener, router: Router, versions, size| {
+            let terms = Terms { versions, max_age, draining: drain.draining() };
+            tokio::spawn(http::serve(listener, router, room(size, http::PATHS), terms))
         };
-        serve_http(listeners.http, public, Versions::One, MAX_HTTP_CONNECTIONS);
-        serve_http(listeners.admin, admin, Versions::OneAndTwo, MAX_ADMIN_CONNECTIONS);
+        serve_http(listeners.http, public, Versions::One, sizes.http);
+        serve_http(listeners.admin, admin, Versions::OneAndTwo, sizes.admin);
         let others = Arc::new(grpc::other_services(health_service));
-        let acceptor = serve_grpc(listeners.grpc, &settings, rls, others, &drain)?;
+        let room = room(sizes.grpc, grpc::PATHS);
+        let acceptor = serve_grpc(listeners.grpc, room, &settings, rls, others, &drain)?;
 
         let mut background = vec![
             tokio::spawn(stores.look_after(shared.clone(), readiness.clone())),
@@ -249,6 +246,7 @@ fn rls_of_a_thread(
 /// The task gives the threads back when the server drains.
 fn serve_grpc(
     listener: TcpListener,
+    room: Arc<Room>,
     settings: &Settings,
     rls: impl Fn() -> Arc<Rls<ThreadStore>> + Clone + Send + 'static,
     others: Arc<Routes>,
@@ -260,8 +258,7 @@ fn serve_grpc(
     let mut threads = Threads::start(settings.threads, serving)?;
     let draining = drain.draining();
     Ok(tokio::spawn(async move {
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        listen::accept(listener, room, draining, |stream, permit| threads.serve(stream, permit)).await;
+        listen::accept(listener, room, draining, |stream, slot| threads.serve(stream, slot)).await;
         threads
     }))
 }

@@ -1,5 +1,6 @@
 //! Every metric there is. Labels come from the rules and from this file, never from what callers send.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::text::encode;
@@ -9,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::connections::Connections;
 use super::exposition::{Format, to_prometheus};
 use super::latency::Latency;
 use super::rule_counters::RuleCounters;
@@ -26,6 +28,8 @@ pub struct Metrics {
     /// Descriptors that got their domain's default tier.
     pub unknown_tiers: Counter,
     pub errors: Errors,
+    /// What the bounds on connections and open calls did.
+    pub connections: Arc<Connections>,
     pub degraded: Degraded,
     pub reservations: Reservations,
     pub abandoned: Abandoned,
@@ -162,6 +166,7 @@ impl Metrics {
             allowed_by_switch,
             unknown_tiers,
             errors: Errors::new(&mut registry),
+            connections: Arc::new(Connections::new(&mut registry)),
             degraded: Degraded::new(&mut registry),
             reservations: Reservations::new(&mut registry),
             abandoned: Abandoned::new(&mut registry),
@@ -196,7 +201,7 @@ impl Default for Metrics {
 }
 
 /// Counters of one name, told apart by a label with these values.
-fn counters<const N: usize>(
+pub(super) fn counters<const N: usize>(
     registry: &mut Registry,
     name: &str,
     help: &str,

@@ -1,5 +1,6 @@
 //! What operators see of a running server: metrics and logs.
 
+pub mod connections;
 pub mod exposition;
 mod latency;
 pub mod logs;

@@ -8,14 +8,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hyper::body::{Body, Frame};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 use tonic::codegen::StdError;
 
 /// How long a body may take to come whole.
 pub const MAX_TIME: Duration = Duration::from_secs(10);
 /// What all bodies of this process that have not come whole may hold, in bytes: each is small, but a peer may begin thousands.
-static UNFINISHED: Budget = Budget::new(64 << 20);
+static UNFINISHED: Budget = Budget::new(32 << 20);
+/// What a call costs that waits for its body, beside that. With it, 2,048 calls can wait so.
+const WAITING: usize = 16 << 10;
 
 /// What holds for a body that has not come whole.
 #[derive(Clone, Copy)]
@@ -97,10 +99,73 @@ where
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<Unread> {
         let wait = self.wait.get_or_insert_with(|| Wait::begin(self.bounds));
         self.pieces.detach();
-        if !wait.share.grow_to(self.pieces.rest.capacity()) {
+        if !wait.share.grow_to(WAITING + self.pieces.rest.capacity()) {
             return Poll::Ready(Unread::Full);
         }
         wait.end.as_mut().poll(context).map(|()| Unread::Slow(self.bounds.time))
+    }
+}
+
+/// A body for services that read it by themselves: it must come whole within a time, and holds its share of the same budget
+/// once it is waited for.
+pub struct Timed<B> {
+    body: B,
+    bounds: Bounds,
+    wait: Option<Wait>,
+    /// What has come of it, in bytes.
+    length: usize,
+    /// It ends with its time, as if the peer had ended it; else it breaks off.
+    ends: bool,
+    has_ended: bool,
+}
+
+impl<B> Timed<B> {
+    pub fn ending(body: B, time: Duration) -> Timed<B> {
+        Timed { body, bounds: Bounds::within(time), wait: None, length: 0, ends: true, has_ended: false }
+    }
+
+    pub fn breaking_off(body: B, time: Duration) -> Timed<B> {
+        Timed { ends: false, ..Timed::ending(body, time) }
+    }
+
+    /// Ready when more is not to be waited for.
+    fn wait(&mut self, context: &mut Context<'_>) -> Poll<Unread> {
+        let wait = self.wait.get_or_insert_with(|| Wait::begin(self.bounds));
+        if !wait.share.grow_to(WAITING + self.length) {
+            return Poll::Ready(Unread::Full);
+        }
+        wait.end.as_mut().poll(context).map(|()| Unread::Slow(self.bounds.time))
+    }
+}
+
+impl<B> Body for Timed<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        let this = &mut *self;
+        if this.has_ended {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
+            this.length += frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        let unread = std::task::ready!(this.wait(context));
+        this.has_ended = true;
+        Poll::Ready((!this.ends).then(|| Err(unread.into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.has_ended || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.ends { SizeHint::default() } else { self.body.size_hint() }
     }
 }
 
@@ -221,7 +286,7 @@ mod tests {
     #[tokio::test]
     async fn what_has_not_come_to_its_end_is_bounded_and_given_back() {
         const LENGTH: usize = 1_000;
-        static BUDGET: Budget = Budget::new(10 * LENGTH);
+        static BUDGET: Budget = Budget::new(10 * (LENGTH + WAITING));
         let bounds = Bounds { budget: &BUDGET, time: LONG };
         let mut begun = Vec::new();
         let refused = loop {
@@ -252,7 +317,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_small_piece_does_not_keep_the_buffer_it_came_in() {
-        static ENOUGH: Budget = Budget::new(1_000);
+        static ENOUGH: Budget = Budget::new(WAITING + 1_000);
         let piece = Frame::data(Bytes::from(vec![0; 1 << 20]).slice(..10));
         let body = StreamBody::new(stream::iter([Ok::<_, Infallible>(piece)]).chain(stream::pending()));
         let bounds = Bounds { budget: &ENOUGH, time: LONG };
@@ -260,6 +325,6 @@ mod tests {
         let poll = poll_fn(|context| Poll::Ready(reading.poll(context, |_| Ok::<_, Unread>(())).is_pending()));
         assert!(poll.await);
         assert!(reading.pieces.first.is_empty());
-        assert_eq!(ENOUGH.held.load(Ordering::Relaxed), reading.pieces.rest.capacity());
+        assert_eq!(ENOUGH.held.load(Ordering::Relaxed), WAITING + reading.pieces.rest.capacity());
     }
 }

@@ -1,21 +1,22 @@
 //! The threads that serve gRPC: one runtime of one thread per core. A runtime of several threads answers each call alone
 //! where this one writes the answers of many calls at once. A connection stays on the thread it was handed to.
 
+use std::convert::Infallible;
 use std::io;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hyper::body::Incoming;
 use hyper::service::Service;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::body::Body;
-use tonic::codegen::StdError;
 
-use super::connection::serve_connection;
+use super::calls::Counted;
+use super::connection::{Terms, Versions, serve_connection};
 use super::drain::Draining;
+use super::room::Slot;
 
 /// Connections on their way to a thread; more than the system's own backlog hands out at once.
 const HANDED_OVER: usize = 4_096;
@@ -29,7 +30,7 @@ pub struct Threads {
 
 struct Handed {
     stream: std::net::TcpStream,
-    permit: OwnedSemaphorePermit,
+    slot: Slot,
 }
 
 /// What a thread needs to serve a connection.
@@ -47,9 +48,8 @@ impl Threads {
     pub fn start<F, S>(count: usize, serving: Serving<F>) -> io::Result<Threads>
     where
         F: Fn() -> S + Clone + Send + 'static,
-        S: Service<http::Request<Incoming>, Response = http::Response<Body>> + Clone + Send + 'static,
+        S: Service<http::Request<Counted>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send + 'static,
-        S::Error: Into<StdError>,
     {
         let mut threads = Threads { channels: Vec::new(), threads: Vec::new(), next: 0 };
         for number in 0..count {
@@ -64,9 +64,9 @@ impl Threads {
     }
 
     /// Hands a connection to the next thread. It is dropped, and so closed, when too many are on their way to that one.
-    pub fn serve(&mut self, stream: TcpStream, permit: OwnedSemaphorePermit) {
+    pub fn serve(&mut self, stream: TcpStream, slot: Slot) {
         self.next = (self.next + 1) % self.channels.len();
-        let handed = stream.into_std().map(|stream| self.channels[self.next].try_send(Handed { stream, permit }).is_ok());
+        let handed = stream.into_std().map(|stream| self.channels[self.next].try_send(Handed { stream, slot }).is_ok());
         if !matches!(handed, Ok(true)) {
             tracing::debug!(thread = self.next, "a connection could not be handed over");
         }
@@ -86,9 +86,8 @@ impl Threads {
 fn run<F, S>(runtime: &Runtime, mut handed: mpsc::Receiver<Handed>, serving: Serving<F>)
 where
     F: Fn() -> S,
-    S: Service<http::Request<Incoming>, Response = http::Response<Body>> + Clone + Send + 'static,
+    S: Service<http::Request<Counted>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
-    S::Error: Into<StdError>,
 {
     runtime.block_on(async move {
         let service = (serving.service)();
@@ -96,12 +95,12 @@ where
         loop {
             tokio::select! {
                 next = handed.recv() => match next {
-                    Some(Handed { stream, permit }) => {
+                    Some(Handed { stream, slot }) => {
                         let (service, draining) = (service.clone(), serving.draining.clone());
+                        let terms = Terms { versions: Versions::Two, max_age: serving.max_age, draining };
                         connections.spawn(async move {
-                            let _permit = permit;
                             if let Ok(stream) = TcpStream::from_std(stream) {
-                                serve_connection(stream, service, serving.max_age, draining).await;
+                                serve_connection(stream, slot, service, terms).await;
                             }
                         });
                     }
