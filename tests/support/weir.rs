@@ -36,6 +36,7 @@ pub struct Settings {
     rules: Vec<(String, String)>,
     flags: Vec<String>,
     environment: Vec<(String, String)>,
+    open_files: Option<u32>,
 }
 
 impl Settings {
@@ -46,7 +47,7 @@ impl Settings {
 
     /// Serves an empty directory.
     pub fn without_rules() -> Settings {
-        Settings { rules: Vec::new(), flags: Vec::new(), environment: Vec::new() }
+        Settings { rules: Vec::new(), flags: Vec::new(), environment: Vec::new(), open_files: None }
     }
 
     /// One more file in the rules directory.
@@ -63,6 +64,12 @@ impl Settings {
 
     pub fn env(mut self, name: &str, value: &str) -> Settings {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs it with room for so many open files, and no way to have more.
+    pub fn open_files(mut self, most: u32) -> Settings {
+        self.open_files = Some(most);
         self
     }
 
@@ -125,7 +132,15 @@ impl Settings {
     }
 
     fn spawn(&self, rules: TempDir, [grpc, http, admin]: [u16; 3]) -> Weir {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        let mut command = match self.open_files {
+            None => Command::new(env!("CARGO_BIN_EXE_weir")),
+            Some(most) => {
+                let mut command = Command::new("sh");
+                let limited = format!("ulimit -n {most} && exec \"$0\" \"$@\"");
+                command.args(["-c", &limited, env!("CARGO_BIN_EXE_weir")]);
+                command
+            }
+        };
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("serve").arg("--rules").arg(rules.path());
@@ -201,6 +216,11 @@ impl Weir {
         if let Some(status) = self.ended() {
             panic!("weir ended ({status}): {}", self.log());
         }
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Memory that it occupies now, in bytes.

@@ -1,0 +1,12 @@
+//! Attacks on a real weir, each with its bound: what weir's memory grows by, that its other callers are answered all the while,
+//! and that everything is as before when the attack is over. SECURITY.md lists them.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod backlog;
+mod beside;
+mod floods;
+mod http2;
+mod slots;
+mod streams;
