@@ -25,6 +25,8 @@ use super::stream::Guarded;
 
 /// Calls open on one connection; Envoy opens one connection a worker and sends everything over it.
 pub const MAX_STREAMS: u32 = 1_000;
+/// The same where HTTP/1 is spoken too: operators make few calls at once, and theirs are larger.
+const MAX_OPERATORS_STREAMS: u32 = 100;
 /// Head of a request, in bytes; gRPC's own are a few hundred.
 const MAX_HEAD: u32 = 16 << 10;
 /// How long a handshake, or a first request without one, may take.
@@ -130,7 +132,8 @@ where
     let service = Counting { service, account: account.clone(), room: slot.room.clone() };
     let io = TokioIo::new(Guarded::new(stream, account.clone(), before, is_http2));
     if is_http2 {
-        let connection = two().serve_connection(io, service);
+        let streams = if terms.versions == Versions::Two { MAX_STREAMS } else { MAX_OPERATORS_STREAMS };
+        let connection = two(streams).serve_connection(io, service);
         drive(connection, http2::Connection::graceful_shutdown, slot, None, terms).await;
     } else {
         let connection = one(!account.is_reserve).serve_connection(io, service);
@@ -138,13 +141,13 @@ where
     }
 }
 
-fn two() -> http2::Builder<TokioExecutor> {
+fn two(streams: u32) -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
         // No caller reads it.
         .auto_date_header(false)
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(streams)
         .max_header_list_size(MAX_HEAD)
         .keep_alive_interval(KEEP_ALIVE.0)
         .keep_alive_timeout(KEEP_ALIVE.1);
