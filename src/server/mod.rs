@@ -211,7 +211,7 @@ impl Server {
         };
         let mut ended = pin!(ended);
         if timeout(QUIET, &mut ended).await.is_err() {
-            let at_most_s = connection::GRACE.as_secs();
+            let at_most_s = crate::transport::connection::GRACE.as_secs();
             tracing::info!(at_most_s, "draining: calls are under way; a second Ctrl-C or SIGTERM ends weir now, and cuts them");
             ended.await;
         }
