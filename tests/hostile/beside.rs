@@ -1,6 +1,6 @@
 //! The callers beside an attack.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tonic::transport::Channel;
 use weir::api::proto::envoy::service::ratelimit::v3::rate_limit_response::Code;
@@ -8,6 +8,7 @@ use weir::api::proto::envoy::service::ratelimit::v3::rate_limit_service_client::
 
 use crate::support::weir::{Settings, Weir, ask, request};
 use crate::support::{eventually, http};
+use crate::table::Measured;
 
 /// What an attack may make weir's memory grow by, in bytes.
 pub(crate) const ALLOWED: u64 = 64 << 20;
@@ -24,8 +25,7 @@ pub(crate) fn settings() -> Settings {
 pub(crate) struct Others<'a> {
     weir: &'a Weir,
     client: RateLimitServiceClient<Channel>,
-    /// Resident memory before the attack.
-    rest: u64,
+    measured: Measured,
     /// Rounds in which all were answered.
     pub(crate) rounds: usize,
 }
@@ -33,18 +33,20 @@ pub(crate) struct Others<'a> {
 impl Others<'_> {
     /// Takes everybody's first round, and memory as it is at rest.
     pub(crate) async fn of(weir: &Weir) -> Others<'_> {
-        let mut others = Others { weir, client: weir.client().await, rest: u64::MAX, rounds: 0 };
+        let mut others = Others { weir, client: weir.client().await, measured: Measured::of(weir), rounds: 0 };
         for _ in 0..20 {
             others.round().await;
         }
-        others.rest = weir.resident();
+        others.measured.is_at_rest(weir);
         others
     }
 
     async fn round(&mut self) {
         let all = async {
             let call = || request("d", &[&[("user", "u")]]);
+            let asked = Instant::now();
             assert_eq!(ask(&mut self.client, call()).await.overall_code(), Code::Ok);
+            self.measured.answered(asked.elapsed());
             assert_eq!(ask(&mut self.weir.client().await, call()).await.overall_code(), Code::Ok);
             assert!(self.weir.health().await.is_some(), "health over gRPC");
             self.assert_probes().await;
@@ -54,8 +56,9 @@ impl Others<'_> {
         };
         tokio::time::timeout(PATIENCE, all).await.expect("others are answered");
         self.rounds += 1;
-        let now = self.weir.resident();
-        assert!(now.saturating_sub(self.rest) <= ALLOWED, "{now} bytes resident, {} at rest", self.rest);
+        let (now, rest) = (self.weir.resident(), self.measured.rest());
+        self.measured.memory(now);
+        assert!(now.saturating_sub(rest) <= ALLOWED, "{now} bytes resident, {rest} at rest");
     }
 
     /// Health and metrics on every port.
@@ -69,6 +72,12 @@ impl Others<'_> {
 
     /// Has everybody answered again and again until the attack is over.
     pub(crate) async fn during<T>(&mut self, attack: impl Future<Output = T>) -> T {
+        let ended = self.beside(attack).await;
+        self.measured.attack_is_over();
+        ended
+    }
+
+    async fn beside<T>(&mut self, attack: impl Future<Output = T>) -> T {
         let mut attack = std::pin::pin!(attack);
         loop {
             tokio::select! {
@@ -82,10 +91,11 @@ impl Others<'_> {
     /// Everybody is answered until the condition holds.
     pub(crate) async fn until(&mut self, what: &str, holds: impl AsyncFnMut() -> bool) {
         let rounds = self.rounds;
-        self.during(eventually(what, holds)).await;
+        self.beside(eventually(what, holds)).await;
         while self.rounds == rounds {
             self.round().await;
         }
+        self.measured.has_recovered();
     }
 }
 

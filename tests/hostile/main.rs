@@ -10,3 +10,4 @@ mod floods;
 mod http2;
 mod slots;
 mod streams;
+mod table;

@@ -133,11 +133,11 @@ impl Settings {
 
     fn spawn(&self, rules: TempDir, [grpc, http, admin]: [u16; 3]) -> Weir {
         let mut command = match self.open_files {
-            None => Command::new(env!("CARGO_BIN_EXE_weir")),
+            None => Command::new(binary()),
             Some(most) => {
                 let mut command = Command::new("sh");
                 let limited = format!("ulimit -n {most} && exec \"$0\" \"$@\"");
-                command.args(["-c", &limited, env!("CARGO_BIN_EXE_weir")]);
+                command.args(["-c", &limited, &binary()]);
                 command
             }
         };
@@ -246,6 +246,11 @@ impl Drop for Weir {
             self.kill();
         }
     }
+}
+
+/// The weir that was built with the tests, or another one: `scripts/attacks` measures a release build.
+fn binary() -> String {
+    std::env::var("WEIR_TEST_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_weir").to_owned())
 }
 
 /// A descriptor of these entries.
