@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     match weir::cli::run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("weir: {error:#}");
+            eprintln!("weir: {}", weir::shown::escaped_lines(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }

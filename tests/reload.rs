@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use tempfile::TempDir;
+use weir::config::reading::ReadingClock;
 use weir::config::watch::{Timing, Watcher};
 use weir::config::{LoadOptions, Loaded, load};
 use weir::rules::RuleSet;
@@ -44,7 +45,7 @@ fn watched_in(timing: Timing, path: &str, files: &[(&str, &str)], options: LoadO
     let path = directory.path().join(path);
     let first = load(&path, &options, &RuleSet::default());
     let (sender, loads) = channel();
-    let watcher = Watcher::start(&path, options, timing, &first, move |loaded| {
+    let watcher = Watcher::start(&path, options, timing, &first, ReadingClock::default(), move |loaded| {
         let _ = sender.send(loaded);
     });
     Watched { directory, path, watcher: watcher.unwrap(), loads, first }
@@ -237,7 +238,9 @@ fn a_config_map_is_followed_through_swaps() {
     assert_eq!(requests(&first, "a"), Some(1), "{}", first.problems);
     let (sender, loads) = channel();
     let timing = Timing { quiet: QUIET, ..Timing::default() };
-    let _watcher = Watcher::start(&root, LoadOptions::default(), timing, &first, move |loaded| sender.send(loaded).unwrap());
+    let _watcher = Watcher::start(&root, LoadOptions::default(), timing, &first, ReadingClock::default(), move |loaded| {
+        sender.send(loaded).unwrap()
+    });
     for (version, old, requests_now) in
         [("..2024_02", "..2024_01", 2), ("..2024_03", "..2024_02", 3), ("..2024_04", "..2024_03", 4)]
     {
@@ -339,7 +342,9 @@ fn a_config_map_that_loses_a_file_loses_its_domain() {
     let first = load(&root, &LoadOptions::default(), &RuleSet::default());
     let (sender, loads) = channel();
     let timing = Timing { quiet: QUIET, absence: 5 * QUIET, ..Timing::default() };
-    let _watcher = Watcher::start(&root, LoadOptions::default(), timing, &first, move |loaded| sender.send(loaded).unwrap());
+    let _watcher = Watcher::start(&root, LoadOptions::default(), timing, &first, ReadingClock::default(), move |loaded| {
+        sender.send(loaded).unwrap()
+    });
     swap(&root, "..2", &[("b.yaml", &document("b", 2))]);
     // The kubelet removes the links after the swap; until then `a.yaml` leads nowhere and counts as a bad file.
     fs::remove_file(root.join("a.yaml")).unwrap();
@@ -418,7 +423,9 @@ fn what_no_event_tells_is_polled() {
     let first = load(&path, &LoadOptions::default(), &RuleSet::default());
     let (sender, loads) = channel();
     let timing = Timing { quiet: QUIET, poll: Duration::from_millis(50), ..Timing::default() };
-    let _watcher = Watcher::start(&path, LoadOptions::default(), timing, &first, move |loaded| sender.send(loaded).unwrap());
+    let _watcher = Watcher::start(&path, LoadOptions::default(), timing, &first, ReadingClock::default(), move |loaded| {
+        sender.send(loaded).unwrap()
+    });
     // The swapped link is neither in the directory nor in its parent.
     write(directory.path().join("other/rules/a.yaml"), &document("a", 2));
     symlink("other", directory.path().join("new")).unwrap();

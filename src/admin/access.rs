@@ -1,17 +1,31 @@
-//! Who may look and who may change: bearer tokens in two roles. The token files are read anew for every call, so that a rotated
-//! token counts, or no longer does, at once.
+//! Who may look and who may change: bearer tokens in two roles. A thread of its own reads the token files again and again, so that a
+//! rotated token counts, or no longer does, within a second or two; no call waits for a file.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use http::header::{AUTHORIZATION, HOST};
 use http::{HeaderMap, Uri};
+use parking_lot::Mutex;
 use ring::digest::{SHA256, digest};
+
+use crate::regular_file;
+use crate::shown::{escaped, is_control};
 
 /// The shortest token that counts, in bytes: shorter ones can be guessed.
 const MIN_TOKEN: usize = 16;
 /// The most of a token file that is read, in bytes.
 const MAX_FILE: u64 = 64 << 10;
+/// How often the token files are read.
+const EVERY: Duration = Duration::from_secs(1);
+/// How long a start waits for the token files; callers are refused until they are read.
+const FIRST_READING: Duration = Duration::from_secs(5);
+/// A reading that takes longer is logged.
+const STALLED: Duration = Duration::from_secs(10);
 
 /// Who is let in.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -70,28 +84,131 @@ pub struct TokenFileError {
     pub reason: String,
 }
 
+static NO_TOKENS: Tokens = Tokens { read: Vec::new(), change: Vec::new() };
+
 /// What callers on this machine are called, who need no token.
 const LOCAL: &str = "local";
 
-/// Checks callers.
+/// Checks callers. Clones share the tokens; the thread that reads them ends with the last clone.
 #[derive(Clone, Debug)]
 pub struct Access {
-    settings: AccessSettings,
+    settings: Arc<AccessSettings>,
+    known: Arc<Known>,
 }
 
+/// The tokens of both files.
+#[derive(Debug, Default)]
+struct Known {
+    tokens: ArcSwapOption<Tokens>,
+    /// What keeps each file from being used, as it was last logged.
+    failures: Mutex<[Option<String>; 2]>,
+    /// Since when a reading is under way.
+    reading: Mutex<Option<Instant>>,
+}
+
+/// A file that cannot be used has none.
+#[derive(Debug, Default)]
+struct Tokens {
+    read: Vec<Token>,
+    change: Vec<Token>,
+}
+
+#[derive(Debug)]
 struct Token {
     name: String,
     secret: String,
 }
 
+impl Known {
+    /// Reads the files. Logs a file that cannot be used, and one that can be used again.
+    fn refresh(&self, settings: &AccessSettings) {
+        let [read, change] = [&settings.read_tokens, &settings.change_tokens].map(|path| path.as_deref().map(tokens).transpose());
+        let mut failures = self.failures.lock();
+        let mut usable = |place: usize, result: Result<Option<Vec<Token>>, TokenFileError>| match result {
+            Ok(tokens) => {
+                if failures[place].take().is_some() {
+                    tracing::info!("the token file can be used again");
+                }
+                tokens.unwrap_or_default()
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                if failures[place].as_ref() != Some(&reason) {
+                    tracing::error!(%error, "cannot use a token file; its tokens are refused until it is mended");
+                }
+                failures[place] = Some(reason);
+                Vec::new()
+            }
+        };
+        self.tokens.store(Some(Arc::new(Tokens { read: usable(0, read), change: usable(1, change) })));
+    }
+
+    /// Reads the files again and again, for as long as anyone needs the tokens.
+    fn keep(known: Weak<Known>, settings: Arc<AccessSettings>, first: SyncSender<()>) {
+        while let Some(known) = known.upgrade() {
+            *known.reading.lock() = Some(Instant::now());
+            known.refresh(&settings);
+            let took = known.reading.lock().take().map(|since| since.elapsed());
+            if let Some(took) = took.filter(|took| *took >= STALLED) {
+                tracing::info!(seconds = took.as_secs(), "the token files were read after all");
+            }
+            drop(known);
+            let _ = first.try_send(());
+            std::thread::sleep(EVERY);
+        }
+    }
+
+    /// Logs once that a reading takes long. The tokens that are known stay.
+    fn watch(known: Weak<Known>) {
+        let mut logged = None;
+        while let Some(known) = known.upgrade() {
+            let since = known.reading.lock().filter(|since| since.elapsed() >= STALLED);
+            if let Some(since) = since.filter(|since| logged != Some(*since)) {
+                logged = Some(since);
+                let seconds = since.elapsed().as_secs();
+                tracing::warn!(
+                    seconds,
+                    "reading the token files takes long; using the last known tokens: does their file system answer?"
+                );
+            }
+            drop(known);
+            std::thread::sleep(EVERY);
+        }
+    }
+}
+
+/// Whether a file of tokens can be used, as far as is known after a few seconds: one that cannot be read by then may come yet.
+///
+/// # Errors
+/// For a file that cannot be read, or has a token that is too short.
+pub fn check_file(path: &Path) -> Result<(), TokenFileError> {
+    let path = path.to_owned();
+    regular_file::within(FIRST_READING, move || tokens(&path).map(drop)).unwrap_or(Ok(()))
+}
+
 impl Access {
+    /// Waits for the first reading of the token files, at most five seconds.
+    ///
     /// # Errors
     /// For a token file that cannot be read, or has a token that is too short.
     pub fn new(settings: AccessSettings) -> Result<Access, TokenFileError> {
         for path in settings.read_tokens.iter().chain(&settings.change_tokens) {
-            tokens(path)?;
+            check_file(path)?;
         }
-        Ok(Access { settings })
+        let access = Access { settings: Arc::new(settings), known: Arc::default() };
+        if access.has_tokens() {
+            let (known, settings) = (Arc::downgrade(&access.known), access.settings.clone());
+            let (first, is_read) = sync_channel(1);
+            let watched = known.clone();
+            let keeper = std::thread::Builder::new().name("tokens".to_owned()).spawn(move || Known::keep(known, settings, first));
+            let watcher = std::thread::Builder::new().name("tokens-watch".to_owned()).spawn(move || Known::watch(watched));
+            if let Err(error) = keeper.and(watcher) {
+                let path = access.settings.read_tokens.clone().or(access.settings.change_tokens.clone()).unwrap_or_default();
+                return Err(TokenFileError { path, reason: format!("no thread to read it with: {error}") });
+            }
+            let _ = is_read.recv_timeout(FIRST_READING);
+        }
+        Ok(access)
     }
 
     /// # Errors
@@ -112,17 +229,15 @@ impl Access {
     }
 
     fn admit_token(&self, needed: Role, secret: &str) -> Result<String, Refusal> {
-        let known = |path: &Option<PathBuf>| {
-            let tokens = path.as_deref().map(tokens).transpose().unwrap_or_else(|error| {
-                tracing::error!(%error, "a token file cannot be used");
-                None
-            });
-            tokens.into_iter().flatten().find(|token| is_same(&token.secret, secret)).map(|token| token.name)
+        let tokens = self.known.tokens.load();
+        let Some(tokens) = tokens.as_deref().or_else(|| (!self.has_tokens()).then_some(&NO_TOKENS)) else {
+            return Err(Refusal::Unauthenticated("the token files are not read yet: is their file system slow?"));
         };
-        if let Some(name) = known(&self.settings.change_tokens) {
+        let known = |tokens: &[Token]| tokens.iter().find(|token| is_same(&token.secret, secret)).map(|token| token.name.clone());
+        if let Some(name) = known(&tokens.change) {
             return Ok(name);
         }
-        match (known(&self.settings.read_tokens), needed) {
+        match (known(&tokens.read), needed) {
             (Some(name), Role::Read) => Ok(name),
             (Some(name), Role::Change) => Err(Refusal::Forbidden { reason: "this token may look and not change", by: Some(name) }),
             (None, _) => Err(Refusal::Unauthenticated("the token is not known")),
@@ -166,11 +281,7 @@ fn names_this_machine(host: &str) -> bool {
 /// A token a line: `name token`, or the token alone. `#` begins a comment.
 fn tokens(path: &Path) -> Result<Vec<Token>, TokenFileError> {
     let error = |reason: String| TokenFileError { path: path.to_owned(), reason };
-    let size = std::fs::metadata(path).map_err(|problem| error(problem.to_string()))?.len();
-    if size > MAX_FILE {
-        return Err(error(format!("{size} bytes are no token file")));
-    }
-    let text = std::fs::read_to_string(path).map_err(|problem| error(problem.to_string()))?;
+    let text = regular_file::read(path, MAX_FILE).and_then(regular_file::text).map_err(|problem| error(problem.to_string()))?;
     let mut tokens = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();
@@ -178,9 +289,13 @@ fn tokens(path: &Path) -> Result<Vec<Token>, TokenFileError> {
             continue;
         }
         let (name, secret) = line.split_once(char::is_whitespace).map_or_else(
-            || (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), line),
+            || (escaped(&path.file_name().unwrap_or_default().to_string_lossy()).into_owned(), line),
             |(name, secret)| (name.to_owned(), secret.trim()),
         );
+        // The audit names who holds the token.
+        if name.contains(is_control) {
+            return Err(error(format!("line {}: the name of a token has a control character: take it out", number + 1)));
+        }
         if secret.len() < MIN_TOKEN {
             return Err(error(format!("line {}: a token has at least {MIN_TOKEN} characters", number + 1)));
         }
@@ -242,10 +357,13 @@ mod tests {
     }
 
     #[test]
-    fn a_rotated_token_counts_at_once() {
+    fn a_rotated_token_counts_from_the_next_reading_on() {
         let (directory, access) = with_files();
         std::fs::write(directory.path().join("read"), "ann another-token-of-hers").unwrap();
-        let by = |token: &str| call(&access, Role::Read, Some(token), "weir", "10.0.0.1");
+        let by = |token: &str| {
+            access.known.refresh(&access.settings);
+            call(&access, Role::Read, Some(token), "weir", "10.0.0.1")
+        };
         assert_eq!([by(&format!("Bearer {READ}")), by("bearer another-token-of-hers")], [Err(401), Ok("ann".to_owned())]);
         std::fs::remove_file(directory.path().join("read")).unwrap();
         assert_eq!(by("bearer another-token-of-hers"), Err(401));
@@ -274,5 +392,10 @@ mod tests {
         assert!(new().is_err());
         std::fs::write(&path, "short\n").unwrap();
         assert!(new().unwrap_err().to_string().contains("line 1"));
+        std::fs::write(&path, "a\u{1b}nn a-token-that-is-long-enough\n").unwrap();
+        assert!(new().unwrap_err().to_string().contains("control character"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        assert!(new().unwrap_err().to_string().contains("it is a FIFO, not a regular file"));
     }
 }

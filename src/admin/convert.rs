@@ -11,6 +11,7 @@ use crate::rules::key;
 use crate::rules::subject::{SubjectLimits, SubjectRate, SubjectRecord, Switch, WHOLE};
 use crate::rules::tier::{Class, DEFAULT_SET};
 use crate::rules::tier_definition::TierDefinition;
+use crate::shown::{escaped, is_control};
 use crate::spelling::{listed, suggestion};
 use crate::store::records::{self, Record, RecordName};
 
@@ -21,8 +22,18 @@ fn invalid(reason: impl ToString) -> Mistake {
     Mistake::invalid(reason.to_string())
 }
 
+/// # Errors
+/// For a name with a control character: names stand in logs, metrics and headers.
+fn plain(name: &str, field: &str) -> Result<(), Mistake> {
+    let Some(control) = name.chars().find(|c| is_control(*c)) else { return Ok(()) };
+    let control = escaped(control.encode_utf8(&mut [0; 4])).into_owned();
+    Err(invalid(format!("a name has the control character `{control}`: take it out")).below(field))
+}
+
 /// The name of a subject's record.
 pub(super) fn subject_name(domain: &str, subject: &str) -> Result<RecordName, Mistake> {
+    plain(domain, "domain")?;
+    plain(subject.split(['=', '~']).next().unwrap_or_default(), "subject")?;
     if domain.is_empty() {
         return Err(invalid("`domain` is missing"));
     }
@@ -98,6 +109,7 @@ pub(super) fn subject(domain: &str, subject: &[u8], record: &SubjectRecord) -> p
 }
 
 pub(super) fn subject_record(subject: &proto::Subject) -> Result<SubjectRecord, Mistake> {
+    plain(&subject.tier, "tier")?;
     Ok(SubjectRecord {
         tier: Some(subject.tier.as_str()).filter(|tier| !tier.is_empty()).map(Into::into),
         blocked_until: time(subject.blocked_until.as_ref(), "blocked_until")?,
@@ -148,6 +160,7 @@ pub(super) fn limits_records(limits: &[proto::SubjectLimits]) -> Result<Vec<Subj
 }
 
 fn limits_record(limits: &proto::SubjectLimits) -> Result<SubjectLimits, Mistake> {
+    plain(&limits.rule, "rule")?;
     let (rates, is_unlimited) = rates(&limits.limits)?;
     let (quotas, lifted_quotas) = quota_limits(limits.daily, limits.monthly)?;
     let record = SubjectLimits {
@@ -292,6 +305,7 @@ pub(super) fn tier_definition(tier: &proto::Tier) -> Result<TierDefinition, Mist
     let mut sets = vec![set(DEFAULT_SET, &tier.limits)?];
     for (place, given) in tier.sets.iter().enumerate() {
         let at = |mistake: Mistake| mistake.below(format!("sets[{place}]"));
+        plain(&given.name, "name").map_err(at)?;
         if given.name.is_empty() || sets.iter().any(|(name, _): &(Box<str>, _)| **name == *given.name) {
             return Err(at(invalid("each of `sets` has a name of its own; `limits` is the one called default").below("name")));
         }
@@ -330,12 +344,15 @@ pub(super) fn export(records: &mut proto::Records, name: &RecordName, record: &R
 }
 
 pub(super) fn tier_name(domain: &str, tier: &str) -> Result<RecordName, Mistake> {
+    plain(domain, "domain")?;
+    plain(tier, "name")?;
     if domain.is_empty() || tier.is_empty() {
         return Err(invalid("`domain` or the tier's `name` is missing"));
     }
     Ok(RecordName::Tier { domain: domain.into(), tier: tier.into() })
 }
 
-pub(super) fn switch_name(domain: &str) -> RecordName {
-    RecordName::Switch { domain: Some(domain).filter(|domain| !domain.is_empty()).map(Into::into) }
+pub(super) fn switch_name(domain: &str) -> Result<RecordName, Mistake> {
+    plain(domain, "domain")?;
+    Ok(RecordName::Switch { domain: Some(domain).filter(|domain| !domain.is_empty()).map(Into::into) })
 }

@@ -105,7 +105,7 @@ impl<S: OperatorStore> Operations<S> {
                 "" => "the switch of all domains".to_owned(),
                 domain => format!("the switch of domain `{domain}`"),
             };
-            (about, Ok(convert::switch_name(&given.domain)), convert::switch(&given.switch).map(Record::Switch))
+            (about, convert::switch_name(&given.domain), convert::switch(&given.switch).map(Record::Switch))
         });
         let placed = |list: &'static str| move |(number, given)| (format!("{list}[{number}]"), given);
         let (subjects, tiers) = (subjects.enumerate().map(placed("subjects")), tiers.enumerate().map(placed("tiers")));

@@ -206,7 +206,7 @@ impl<S: OperatorStore> Operations<S> {
     }
 
     pub(super) async fn get_switch(&self, request: proto::GetSwitchRequest) -> Result<proto::Switch, Problem> {
-        let name = convert::switch_name(&request.domain);
+        let name = convert::switch_name(&request.domain)?;
         let record = self.store.read(&name).await?.and_then(|text| Record::parse(&name, &text).ok());
         if record.is_none() && !request.domain.is_empty() {
             self.domain(&request.domain)?;
@@ -217,7 +217,7 @@ impl<S: OperatorStore> Operations<S> {
 
     pub(super) async fn set_switch(&self, request: proto::SetSwitchRequest) -> Result<proto::Switch, Problem> {
         let switch = convert::switch(&request.switch)?;
-        let name = convert::switch_name(&request.domain);
+        let name = convert::switch_name(&request.domain)?;
         if !request.domain.is_empty() {
             // The switch of a domain that is gone can be put off.
             let is_known = switch == Switch::Off && self.store.read(&name).await?.is_some();

@@ -31,7 +31,14 @@ pub(super) fn run(given: &Given) -> anyhow::Result<ExitCode> {
     let code = runtime.block_on(async {
         let mut signals = Signals::new()?;
         let mut hang_up = signal(SignalKind::hangup())?;
-        let server = Server::start(settings.clone()).await?;
+        let server = tokio::select! {
+            server = Server::start(settings.clone()) => server?,
+            // A file system or a resolver that hangs keeps nobody from ending weir.
+            _ = signals.next() => {
+                tracing::info!("stopped while starting");
+                return Ok(ExitCode::SUCCESS);
+            }
+        };
         say(&welcome::text(&settings, server.addresses, &server.shared.rules(), as_json));
         let first = loop {
             tokio::select! {

@@ -16,6 +16,7 @@ use crate::limit::{Algorithm, Limit};
 use crate::rules::tier::{RuleTiers, TierLimits};
 use crate::rules::tree::{self, Matcher};
 use crate::rules::{Block, Rule, RuleId, RuleLimit};
+use crate::shown::escaped;
 
 /// Builds one domain from the descriptors of its documents.
 pub(crate) struct Compiler<'c, 's> {
@@ -53,7 +54,7 @@ impl Trail {
             Matcher::Pattern { text, .. } => Some(text),
         };
         let path = match value {
-            Some(value) => format!("{}{comma}{key}={}", self.path, String::from_utf8_lossy(value)),
+            Some(value) => format!("{}{comma}{key}={}", self.path, escaped(&String::from_utf8_lossy(value))),
             None => format!("{}{comma}{key}", self.path),
         };
         Trail { path, layer: format!("{}{comma}{key}", self.layer) }

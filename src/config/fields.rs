@@ -36,6 +36,9 @@ impl<'n, 's> Fields<'n, 's> {
             };
             if !seen.insert(&**text) {
                 report.error(key.at, path, format!("`{text}` stands here twice")).hint("keep one of the two");
+            } else if report.is_full() && keys::of(level).all(|known| known != text) {
+                // Only counted: finding out what was meant takes far longer.
+                report.error(key.at, path, "");
             } else if let Some(problem) = keys::check(level, text, |other| has_value(entries, other)) {
                 report.complain(problem.severity, key.at, path, problem.message).hint(problem.hint);
             }

@@ -4,16 +4,23 @@
 //! ConfigMap the files are symbolic links into `..data`, and it is the links that are read.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use ring::digest;
 
 use super::problem::{Problem, Severity};
+use crate::regular_file;
+use crate::shown::{escaped, is_control};
 
-/// The most files of a directory, and the largest of them: bound what a wrong path makes the server read.
+/// The most files of a directory: bounds what a wrong path makes the server read.
 const MAX_FILES: usize = 10_000;
-pub const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
+/// The largest rules file: some 300,000 rules. What is read takes up to ten times as much memory.
+pub const MAX_FILE_BYTES: u64 = 32 << 20;
+/// The most bytes of all rules files together.
+const MAX_TOTAL_BYTES: u64 = 64 << 20;
+/// The most entries of a directory that are looked at.
+const MAX_ENTRIES: usize = 100_000;
 /// How deep subdirectories may go.
 const MAX_DEPTH: usize = 8;
 
@@ -97,7 +104,7 @@ pub(crate) fn find(path: &Path) -> Found {
     let mut search = Search::default();
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => search.directory(path, "", 0),
-        Ok(_) => search.file(path, name_of(path)),
+        Ok(_) => search.file(path, name_of(path), regular_file::read),
         Err(error) => search.missing(path, &error),
     }
     search.finish()
@@ -117,10 +124,10 @@ pub(crate) fn find_all(paths: &[PathBuf], text: Option<Result<SourceFile, Unread
             continue;
         }
         seen.push(path);
-        let name = path.display().to_string();
+        let name = escaped(&path.to_string_lossy()).into_owned();
         match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => search.directory(path, &format!("{}/", name.trim_end_matches('/')), 0),
-            Ok(_) => search.file(path, name),
+            Ok(_) => search.file(path, name, regular_file::read_typed),
             Err(error) => search.missing(path, &error),
         }
     }
@@ -147,7 +154,7 @@ pub(super) fn is_yaml(path: &Path) -> bool {
 }
 
 fn name_of(path: &Path) -> String {
-    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+    escaped(&path.file_name().unwrap_or(path.as_os_str()).to_string_lossy()).into_owned()
 }
 
 #[derive(Default)]
@@ -155,19 +162,27 @@ struct Search {
     sources: Vec<SourceFile>,
     unreadable: Vec<String>,
     problems: Vec<Problem>,
+    /// How many bytes the files have that were read.
+    bytes: u64,
 }
 
 impl Search {
     fn directory(&mut self, path: &Path, prefix: &str, depth: usize) {
-        let entries = match fs::read_dir(path).and_then(|entries| entries.collect::<io::Result<Vec<_>>>()) {
-            Ok(entries) => entries,
+        let listed = fs::read_dir(path).and_then(|entries| entries.take(MAX_ENTRIES + 1).collect::<io::Result<Vec<_>>>());
+        let entries = match listed {
+            Ok(entries) if entries.len() <= MAX_ENTRIES => entries,
+            Ok(_) => {
+                let message = format!("the directory has more than {MAX_ENTRIES} entries: none of them is read");
+                return self.failed(escaped(&path.to_string_lossy()).into_owned(), message);
+            }
             Err(error) => return self.missing(path, &error),
         };
         let mut entries: Vec<_> =
             entries.into_iter().map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry)).collect();
         entries.sort_by(|a, b| a.0.cmp(&b.0));
         for (name, entry) in entries.into_iter().filter(|(name, _)| !name.starts_with('.')) {
-            let (path, name) = (entry.path(), format!("{prefix}{name}"));
+            let has_control = name.contains(is_control);
+            let (path, name) = (entry.path(), format!("{prefix}{}", escaped(&name)));
             let is_yaml = is_yaml(&path);
             // A directory behind a link is not followed: a loop of links would never end.
             let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
@@ -177,7 +192,11 @@ impl Search {
                 if self.sources.len() + self.unreadable.len() >= MAX_FILES {
                     return self.failed(name, format!("more than {MAX_FILES} files: this one and those after it are not read"));
                 }
-                self.file(&path, name);
+                if has_control {
+                    self.failed(name, "the file's name has control characters: rename the file".to_owned());
+                    continue;
+                }
+                self.file(&path, name, regular_file::read);
             } else if !path.is_dir() {
                 let message = "the file is not read: rules are in files called *.yaml or *.yml";
                 self.problems.push(Problem::of_file(Severity::Warning, name, message));
@@ -185,13 +204,24 @@ impl Search {
         }
     }
 
-    fn file(&mut self, path: &Path, name: String) {
-        match read(path) {
-            Ok(bytes) => match SourceFile::of_bytes(&name, bytes) {
-                Ok(source) => self.sources.push(source),
-                Err(Unread { name, reason }) => self.failed(name, reason),
-            },
+    fn file(&mut self, path: &Path, name: String, read: fn(&Path, u64) -> io::Result<Vec<u8>>) {
+        let left = MAX_TOTAL_BYTES - self.bytes;
+        match read(path, MAX_FILE_BYTES.min(left)) {
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge && left < MAX_FILE_BYTES => {
+                let message =
+                    format!("the rules files together are larger than {} MiB: this one is not read", MAX_TOTAL_BYTES >> 20);
+                self.failed(name, message);
+            }
+            Ok(bytes) => self.text(name, bytes),
             Err(error) => self.failed(name, format!("cannot read the file: {error}")),
+        }
+    }
+
+    fn text(&mut self, name: String, bytes: Vec<u8>) {
+        self.bytes += bytes.len() as u64;
+        match SourceFile::of_bytes(&name, bytes) {
+            Ok(source) => self.sources.push(source),
+            Err(Unread { name, reason }) => self.failed(name, reason),
         }
     }
 
@@ -202,7 +232,7 @@ impl Search {
 
     fn missing(&mut self, path: &Path, error: &io::Error) {
         let message = format!("cannot read the rules: {error}");
-        let mut problem = Problem::of_file(Severity::Error, path.display().to_string(), message);
+        let mut problem = Problem::of_file(Severity::Error, path.to_string_lossy(), message);
         problem.hint(NAME_RULES);
         self.problems.push(problem);
     }
@@ -224,16 +254,7 @@ impl Search {
         }
         let mut fingerprint = [0; 32];
         fingerprint.copy_from_slice(context.finish().as_ref());
-        let Search { sources, unreadable, problems } = self;
+        let Search { sources, unreadable, problems, .. } = self;
         Found { sources, unreadable, problems, fingerprint: Fingerprint(fingerprint) }
     }
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {MAX_FILE_BYTES} bytes")));
-    }
-    Ok(bytes)
 }

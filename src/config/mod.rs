@@ -14,12 +14,14 @@ pub mod keys;
 pub mod language;
 mod limits;
 mod metadata;
+mod names;
 mod parse;
 mod pattern;
 mod plans;
 pub mod problem;
 pub(crate) mod raw;
 mod reach;
+pub mod reading;
 mod reload;
 mod rule_tests;
 pub mod schema;
@@ -82,7 +84,15 @@ pub struct Loaded {
 /// Reads and compiles a file, or the `*.yaml` and `*.yml` of a directory. `previous` are the rules in force; with revision 0
 /// this is a start, and all must be well.
 pub fn load(path: &Path, options: &LoadOptions, previous: &RuleSet) -> Loaded {
-    compile(files::find(path), path, options, previous, &mut Absences::default(), ONCE)
+    load_timed(path, options, previous, &reading::ReadingClock::default())
+}
+
+/// As [`load`]; `clock` runs while files are read.
+pub fn load_timed(path: &Path, options: &LoadOptions, previous: &RuleSet, clock: &reading::ReadingClock) -> Loaded {
+    let under_way = clock.begin();
+    let found = files::find(path);
+    drop(under_way);
+    compile(found, path, options, previous, &mut Absences::default(), ONCE)
 }
 
 /// As [`load`] at a start, for several files and directories at once; problems call the files by these paths. `text` is one more

@@ -8,6 +8,7 @@ use super::descriptor::Compiler;
 use super::fields::{self, Fields};
 use super::keys::{self, Level};
 use super::limits;
+use super::names;
 use super::plans;
 use super::problem::{Path, Problem, Report, Severity};
 use super::raw::{self, Node, Span};
@@ -74,8 +75,13 @@ pub(crate) fn compile<'s>(sources: &'s [SourceFile], options: &LoadOptions) -> C
     let mut compiled = Compiled::default();
     let report = |source: &'s SourceFile| Report::new(&source.name, &source.text).strict(options.strict);
     let mut reports: Vec<Report<'_>> = sources.iter().map(report).collect();
-    let trees: Vec<Vec<Node<'_>>> =
-        (sources.iter().zip(&mut reports)).map(|(source, report)| read(source, report, &mut compiled.unreadable)).collect();
+    let mut room = raw::MAX_NODES;
+    let mut trees: Vec<Vec<Node<'_>>> = Vec::with_capacity(sources.len());
+    for (source, report) in sources.iter().zip(&mut reports) {
+        let documents = read(source, room, report, &mut compiled.unreadable);
+        room = room.saturating_sub(documents.iter().map(raw::count).sum());
+        trees.push(documents);
+    }
     let mut domains: Vec<(&str, Vec<Document<'_, '_>>)> = Vec::new();
     let mut places: HashMap<&str, usize> = HashMap::new();
     for (file, tree) in trees.iter().enumerate() {
@@ -107,12 +113,13 @@ pub(crate) fn compile<'s>(sources: &'s [SourceFile], options: &LoadOptions) -> C
         }
         compiled.domains.insert((*name).to_owned(), domain.filter(|_| errors(&reports) == before));
     }
-    compiled.problems = reports.into_iter().flat_map(|report| report.problems).collect();
+    compiled.problems = reports.into_iter().flat_map(Report::finish).collect();
     compiled
 }
 
-fn read<'s>(source: &'s SourceFile, report: &mut Report<'s>, unreadable: &mut HashSet<String>) -> Vec<Node<'s>> {
-    match raw::read(&source.text) {
+/// The documents of a file, where other files have left room for so many nodes.
+fn read<'s>(source: &'s SourceFile, room: usize, report: &mut Report<'s>, unreadable: &mut HashSet<String>) -> Vec<Node<'s>> {
+    match raw::read(&source.text, room) {
         Ok(documents) if documents.is_empty() => {
             unreadable.insert(source.name.clone());
             let mut problem = Problem::of_file(Severity::Error, source.name.clone(), "the file holds no rules");
@@ -139,6 +146,7 @@ fn document<'n, 's>(file: usize, place: usize, node: &'n Node<'s>, report: &mut 
     let errors = report.errors();
     let path = domain_of(node).map_or_else(|| Path::document(place), Path::domain);
     let fields = Fields::read(node, Level::Document, &path, report)?;
+    names::check(node, &path, report);
     let Some(domain) = fields.get("domain") else {
         if !fields.has_unknown(Level::Document) {
             report.error(fields.at, path, "`domain` is missing").hint("a document begins with `domain: <name>`");

@@ -6,11 +6,16 @@ use std::collections::HashMap;
 use std::fmt;
 
 use super::raw::Span;
+use crate::shown::{escaped, pictured};
 
-/// How many problems are printed; the rest is counted.
-pub const MAX_PRINTED: usize = 100;
+/// How many errors of a file are kept, and how many warnings; the rest is counted.
+const MAX_OF_A_FILE: usize = 100;
+/// How many problems of all files are shown at once, of each severity; the rest is counted.
+pub const MAX_SHOWN_AT_ONCE: usize = 1_000;
 /// The most characters of a source line that are shown.
 const MAX_SHOWN: usize = 120;
+/// The most characters of a message or a path that are shown.
+const MAX_TEXT: usize = 1_000;
 /// How many lines a warning lists that it is repeated on.
 const MAX_LINES: usize = 10;
 
@@ -55,22 +60,36 @@ pub struct Problem {
     pub snippet: String,
     /// Further lines of the file with the same warning, in order.
     pub also_on: Vec<u32>,
+    /// How many further problems of the file this one stands for; 0 for a problem of its own.
+    pub omitted: usize,
 }
 
 impl Problem {
     /// About a file as a whole.
-    pub(crate) fn of_file(severity: Severity, file: impl Into<String>, message: impl Into<String>) -> Problem {
+    pub(crate) fn of_file(severity: Severity, file: impl AsRef<str>, message: impl AsRef<str>) -> Problem {
         Problem {
             severity,
-            file: file.into(),
+            file: escaped(file.as_ref()).into_owned(),
             line: 0,
             column: 0,
             path: String::new(),
-            message: message.into(),
+            message: escaped(message.as_ref()).into_owned(),
             hint: None,
             snippet: String::new(),
             also_on: Vec::new(),
+            omitted: 0,
         }
+    }
+
+    /// Stands for this many further problems of a file.
+    fn omitted(severity: Severity, file: &str, omitted: usize) -> Problem {
+        let message = format!("and {}", counted(omitted, &format!("more {}", severity.name())));
+        Problem { omitted, ..Problem::of_file(severity, file, message) }
+    }
+
+    /// How many problems it is.
+    pub fn count(&self) -> usize {
+        self.omitted.max(1)
     }
 
     /// The other lines with this warning, in words; `None` if there are none.
@@ -88,8 +107,8 @@ impl Problem {
     }
 
     /// Adds what to write instead.
-    pub(crate) fn hint(&mut self, hint: impl Into<String>) {
-        self.hint = Some(hint.into());
+    pub(crate) fn hint(&mut self, hint: impl AsRef<str>) {
+        self.hint = Some(escaped(hint.as_ref()).into_owned());
     }
 }
 
@@ -122,12 +141,16 @@ pub struct Problems(Vec<Problem>);
 
 impl Problems {
     pub(crate) fn new(mut problems: Vec<Problem>) -> Problems {
-        problems.sort_by(|a, b| (&a.file, a.line, a.column, &a.message).cmp(&(&b.file, b.line, b.column, &b.message)));
+        fn place(problem: &Problem) -> (&str, bool, u32, u32, &str) {
+            (&problem.file, problem.omitted > 0, problem.line, problem.column, &problem.message)
+        }
+        problems.sort_by(|a, b| place(a).cmp(&place(b)));
         Problems(problems)
     }
 
+    /// How many there are, those included that are only counted.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.0.iter().map(Problem::count).sum()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -139,16 +162,16 @@ impl Problems {
     }
 }
 
-/// The first [`MAX_PRINTED`], then how many more there are.
+/// The first [`MAX_SHOWN_AT_ONCE`], then how many more there are.
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for problem in self.0.iter().take(MAX_PRINTED) {
+        for problem in self.0.iter().take(MAX_SHOWN_AT_ONCE) {
             writeln!(f, "{problem}")?;
         }
-        if self.0.len() > MAX_PRINTED {
-            writeln!(f, "… and {} more", self.0.len() - MAX_PRINTED)?;
+        match self.0.iter().skip(MAX_SHOWN_AT_ONCE).map(Problem::count).sum() {
+            0 => Ok(()),
+            more => writeln!(f, "… and {more} more"),
         }
-        Ok(())
     }
 }
 
@@ -206,8 +229,13 @@ pub(crate) struct Report<'s> {
     pub(crate) file: &'s str,
     source: &'s str,
     lines: OnceCell<Vec<&'s str>>,
-    pub(crate) problems: Vec<Problem>,
+    problems: Vec<Problem>,
     errors: usize,
+    /// How many problems of each severity are kept, and how many are only counted.
+    kept: [usize; 2],
+    omitted: [usize; 2],
+    /// Where the last problem goes that is only counted.
+    lost: Problem,
     /// Warnings are errors.
     is_strict: bool,
     /// Where each warning is in `problems`, by its message: what is repeated is said once, with the lines.
@@ -217,7 +245,19 @@ pub(crate) struct Report<'s> {
 impl<'s> Report<'s> {
     pub(crate) fn new(file: &'s str, source: &'s str) -> Report<'s> {
         let (lines, problems, warnings) = (OnceCell::new(), Vec::new(), HashMap::new());
-        Report { file, source, lines, problems, errors: 0, is_strict: false, warnings }
+        let lost = Problem::of_file(Severity::Error, file, "");
+        Report { file, source, lines, problems, errors: 0, kept: [0; 2], omitted: [0; 2], lost, is_strict: false, warnings }
+    }
+
+    /// The problems that were kept, and how many others there were.
+    pub(crate) fn finish(self) -> Vec<Problem> {
+        let Report { file, mut problems, omitted, .. } = self;
+        for severity in [Severity::Error, Severity::Warning] {
+            if omitted[severity as usize] > 0 {
+                problems.push(Problem::omitted(severity, file, omitted[severity as usize]));
+            }
+        }
+        problems
     }
 
     /// Makes errors of the warnings that follow.
@@ -228,6 +268,11 @@ impl<'s> Report<'s> {
     /// How many errors there are so far.
     pub(crate) fn errors(&self) -> usize {
         self.errors
+    }
+
+    /// Further errors are only counted.
+    pub(crate) fn is_full(&self) -> bool {
+        self.kept[Severity::Error as usize] >= MAX_OF_A_FILE
     }
 
     pub(crate) fn error(&mut self, at: Span, path: impl fmt::Display, message: impl Into<String>) -> &mut Problem {
@@ -262,12 +307,16 @@ impl<'s> Report<'s> {
                 // Not everything is read in the order in which it is written.
                 Some(snippet) => {
                     problem.also_on.push(problem.line);
-                    (problem.line, problem.column, problem.path, problem.snippet) = (at.line, at.column, path.to_string(), snippet);
+                    (problem.line, problem.column, problem.snippet) = (at.line, at.column, snippet);
+                    problem.path = shortened(&path.to_string());
                 }
             }
             return problem;
         }
-        self.warnings.insert(message.clone(), self.problems.len());
+        let severity = if self.is_strict { Severity::Error } else { Severity::Warning };
+        if self.kept[severity as usize] < MAX_OF_A_FILE {
+            self.warnings.insert(message.clone(), self.problems.len());
+        }
         if self.is_strict {
             return self.error(at, path, message);
         }
@@ -277,17 +326,23 @@ impl<'s> Report<'s> {
     /// A problem that is put together already.
     pub(crate) fn push(&mut self, problem: Problem) {
         self.errors += usize::from(problem.severity == Severity::Error);
+        self.kept[problem.severity as usize] += 1;
         self.problems.push(problem);
     }
 
     fn add(&mut self, severity: Severity, at: Span, path: impl fmt::Display, message: impl Into<String>) -> &mut Problem {
+        if self.kept[severity as usize] >= MAX_OF_A_FILE {
+            self.omitted[severity as usize] += 1;
+            return &mut self.lost;
+        }
+        self.kept[severity as usize] += 1;
         let snippet = self.snippet(at);
         self.problems.push(Problem {
             line: at.line,
             column: at.column,
-            path: path.to_string(),
+            path: shortened(&path.to_string()),
             snippet,
-            ..Problem::of_file(severity, self.file, message)
+            ..Problem::of_file(severity, self.file, shortened(&message.into()))
         });
         let last = self.problems.len() - 1;
         &mut self.problems[last]
@@ -295,10 +350,11 @@ impl<'s> Report<'s> {
 
     fn snippet(&self, at: Span) -> String {
         let lines = self.lines.get_or_init(|| self.source.lines().collect());
+        // Characters are counted up to the place only: a line may be as long as the file.
         let Some(line) = (at.line as usize).checked_sub(1).and_then(|index| lines.get(index)) else { return String::new() };
         let column = (at.column as usize).saturating_sub(1);
-        let first = if line.chars().count() > MAX_SHOWN { column.saturating_sub(MAX_SHOWN / 2) } else { 0 };
-        let shown: String = line.chars().skip(first).take(MAX_SHOWN).map(|c| if c == '\t' { ' ' } else { c }).collect();
+        let first = if line.chars().nth(MAX_SHOWN).is_some() { column.saturating_sub(MAX_SHOWN / 2) } else { 0 };
+        let shown: String = line.chars().skip(first).take(MAX_SHOWN).map(pictured).collect();
         let rest = shown.chars().count().saturating_sub(column - first);
         let carets = "^".repeat((at.width as usize).clamp(1, rest.max(1)));
         let number = at.line.to_string();
@@ -306,6 +362,17 @@ impl<'s> Report<'s> {
         let before = " ".repeat(column - first + cut.chars().count());
         format!("{number} | {cut}{shown}\n{margin} | {before}{carets}\n")
     }
+}
+
+/// Escaped, and cut in the middle where it is very long.
+fn shortened(text: &str) -> String {
+    let count = text.chars().count();
+    if count <= MAX_TEXT {
+        return escaped(text).into_owned();
+    }
+    let place = |character: usize| text.char_indices().nth(character).map_or(text.len(), |(place, _)| place);
+    let (begin, end) = (&text[..place(MAX_TEXT / 2)], &text[place(count - MAX_TEXT / 2)..]);
+    format!("{}…{}", escaped(begin), escaped(end))
 }
 
 #[cfg(test)]
@@ -365,9 +432,32 @@ mod tests {
 
     #[test]
     fn many_problems_are_counted() {
-        let many = (0..250).map(|n| Problem::of_file(Severity::Error, format!("{n:03}"), "x")).collect();
+        let many = (0..1250).map(|n| Problem::of_file(Severity::Error, format!("{n:04}"), "x")).collect();
         let text = Problems::new(many).to_string();
-        assert_eq!(text.lines().count(), MAX_PRINTED + 1);
-        assert!(text.ends_with("… and 150 more\n"));
+        assert_eq!(text.lines().count(), MAX_SHOWN_AT_ONCE + 1);
+        assert!(text.ends_with("… and 250 more\n"));
+    }
+
+    #[test]
+    fn a_file_keeps_its_first_problems_and_counts_the_others() {
+        let mut report = Report::new("f", "a\n");
+        let at = Span { line: 1, column: 1, width: 1 };
+        for number in 0..350 {
+            report.error(at, "", format!("error {number}")).hint("mend it");
+            report.warning(at, "", format!("warning {number}"));
+        }
+        assert_eq!(report.errors(), 350);
+        let problems = Problems::new(report.finish());
+        assert_eq!((problems.iter().count(), problems.len()), (202, 700));
+        let text = problems.to_string();
+        assert!(text.ends_with("f: error: and 250 more errors\nf: warning: and 250 more warnings\n"), "{text}");
+    }
+
+    #[test]
+    fn what_is_quoted_forges_no_line() {
+        let mut report = Report::new("f", "x: \u{1b}[31my\n");
+        report.error(Span { line: 1, column: 4, width: 1 }, "a\nb", "`\u{1b}[31m\u{202e}\n`").hint("\r");
+        let expected = "f:1:4: error: `\\u{1b}[31m\\u{202e}\\n`\n  in a\\nb\n  1 | x: ␛[31my\n    |    ^\n  hint: \\r";
+        assert_eq!(report.finish()[0].to_string(), expected);
     }
 }

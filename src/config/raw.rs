@@ -11,10 +11,17 @@ use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Error, Location, Options, Spanned};
 
-/// The most nodes (scalars, lists, maps) in a file: some two million rules.
-const MAX_NODES: usize = 20_000_000;
-/// The most text in all scalars of a file.
-const MAX_SCALAR_BYTES: usize = 256 * 1024 * 1024;
+use crate::shown::pictured;
+
+/// The most nodes (scalars, lists, maps) in all files together, what aliases stand for included: some 300,000 rules. A node takes up
+/// to 200 bytes while a file is read.
+pub(super) const MAX_NODES: usize = 4_000_000;
+/// The most text in all scalars of a file, what aliases stand for included.
+const MAX_SCALAR_BYTES: usize = 64 << 20;
+/// The most documents in a file.
+const MAX_DOCUMENTS: usize = 100_000;
+/// The most aliases that follow each other.
+const MAX_ALIAS_DEPTH: usize = 64;
 /// The most nodes behind anchors, counting what their own aliases stand for: an alias bomb ends here.
 const MAX_ANCHORED: usize = 100_000;
 /// The most lists and maps inside each other: bounds the stack of whoever walks the tree ([`super::STACK`]).
@@ -77,25 +84,35 @@ pub(crate) struct SyntaxError {
     pub(crate) snippet: String,
 }
 
-/// The documents of a file; empty ones are left out.
-pub(crate) fn read(source: &str) -> Result<Vec<Node<'_>>, Box<SyntaxError>> {
-    read_with(source, options())
+/// The documents of a file, where other files have left room for so many nodes; empty ones are left out.
+pub(super) fn read(source: &str, nodes: usize) -> Result<Vec<Node<'_>>, Box<SyntaxError>> {
+    read_with(source, options(nodes))
+}
+
+/// How many nodes a document has.
+pub(super) fn count(node: &Node<'_>) -> usize {
+    1 + match &node.value {
+        Value::Scalar(_) => 0,
+        Value::List(items) => items.iter().map(count).sum(),
+        Value::Map(entries) => entries.iter().map(|(key, value)| count(key) + count(value)).sum(),
+    }
 }
 
 /// Likewise, for a file that is no rules file.
 pub(crate) fn read_with(source: &str, options: Options) -> Result<Vec<Node<'_>>, Box<SyntaxError>> {
     let documents = serde_saphyr::from_multiple_with_options::<Spanned<Content<'_>>>(source, options);
     match documents {
-        Ok(documents) => Ok(documents.into_iter().map(|document| node(document, source)).collect()),
+        Ok(documents) => Ok(documents.into_iter().map(|document| node(document.into(), source)).collect()),
         Err(error) => Err(Box::new(syntax_error(&error))),
     }
 }
 
-fn options() -> Options {
+fn options(nodes: usize) -> Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            max_nodes: MAX_NODES,
-            max_events: 2 * MAX_NODES,
+            max_nodes: nodes,
+            max_events: 2 * MAX_NODES + 2 * MAX_DOCUMENTS,
+            max_documents: MAX_DOCUMENTS,
             max_total_scalar_bytes: MAX_SCALAR_BYTES,
             max_depth: MAX_DEPTH,
             max_aliases: MAX_NODES,
@@ -103,6 +120,10 @@ fn options() -> Options {
             max_recorded_anchor_events: MAX_ANCHORED,
             // One anchor with very many aliases is how people write equal limits; what aliases stand for is bounded on its own.
             enforce_alias_anchor_ratio: false,
+        },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: nodes,
+            max_replay_stack_depth: MAX_ALIAS_DEPTH,
         },
         strict_booleans: true,
         emit_comments: false,
@@ -114,10 +135,11 @@ fn options() -> Options {
 /// In words that need no knowledge of the library.
 fn syntax_error(error: &serde_saphyr::Error) -> SyntaxError {
     let at = error.location().map(span).unwrap_or_default();
-    let (message, hint) = match breach(error) {
-        Some(breach) => too_much(breach),
-        None => (error.without_snippet().to_string(), None),
-    };
+    let (message, hint) = too_much(error).unwrap_or_else(|| match error.without_snippet().to_string() {
+        // The scanner looks ahead, and counts by itself.
+        message if message.starts_with("recursion limit exceeded") => too_deep(),
+        message => (message, None),
+    });
     let message = message.strip_suffix(&format!(" at line {}, column {}", at.line, at.column)).unwrap_or(&message).to_owned();
     let rendered = error.render();
     // What stands behind an alias is shown after a line without a number, and so is the place where an error in it comes up.
@@ -127,33 +149,45 @@ fn syntax_error(error: &serde_saphyr::Error) -> SyntaxError {
         Some(caret) => snippet + caret + "\n",
         None => snippet + line + "\n",
     });
+    let snippet = snippet.chars().map(|c| if c == '\n' { c } else { pictured(c) }).collect();
     SyntaxError { at, message, hint, snippet }
 }
 
-/// The bound of [`options`] that a file goes beyond.
-fn breach(error: &serde_saphyr::Error) -> Option<&BudgetBreach> {
-    match error {
-        Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => breach(error),
-        Error::Budget { breach, .. } => Some(breach),
-        _ => None,
-    }
+/// The bound of [`options`] that a file goes beyond, and what to do about it.
+fn too_much(error: &Error) -> Option<(String, Option<&'static str>)> {
+    let other_files = Some("put some of the domains into other files");
+    Some(match error {
+        Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => return too_much(error),
+        Error::AliasReplayLimitExceeded { .. } | Error::AliasReplayCounterOverflow { .. } => (
+            format!("what the aliases (`*name`) of the files stand for is more than {MAX_NODES} values"),
+            Some("each alias counts as all that its anchor stands for: write common settings as `defaults` or `tiers`"),
+        ),
+        Error::AliasReplayStackDepthExceeded { .. } => {
+            (format!("aliases (`*name`) lead to aliases more than {MAX_ALIAS_DEPTH} times"), Some("write some of it out"))
+        }
+        Error::Budget { breach, .. } => match breach {
+            BudgetBreach::Depth { .. } => too_deep(),
+            BudgetBreach::RecordedAnchorEvents { .. } => (
+                format!("what the anchors (`&name`) of the file stand for is more than {MAX_ANCHORED} values"),
+                Some("aliases of what has aliases multiply: write some of it out"),
+            ),
+            BudgetBreach::Documents { .. } => (format!("the file has more than {MAX_DOCUMENTS} documents"), other_files),
+            BudgetBreach::ScalarBytes { .. } => {
+                (format!("the values of the file are larger than {} MiB", MAX_SCALAR_BYTES >> 20), other_files)
+            }
+            BudgetBreach::Nodes { .. } | BudgetBreach::Events { .. } => (
+                format!("the rules are too large: more than {MAX_NODES} values in all files together"),
+                Some("take out rules that nothing matches, or run a weir for each part of the domains"),
+            ),
+            _ => ("the file is too large to be read".to_owned(), other_files),
+        },
+        _ => return None,
+    })
 }
 
-fn too_much(breach: &BudgetBreach) -> (String, Option<&'static str>) {
-    match breach {
-        BudgetBreach::Depth { .. } => (
-            format!("lists and maps stand inside each other more than {MAX_DEPTH} deep"),
-            Some("there is room for 63 levels of `descriptors`"),
-        ),
-        BudgetBreach::RecordedAnchorEvents { .. } => (
-            format!("what the anchors (`&name`) of the file stand for is more than {MAX_ANCHORED} values"),
-            Some("aliases of what has aliases multiply: write some of it out"),
-        ),
-        _ => (
-            format!("the file is too large: more than {MAX_NODES} values, or {} MB of them", MAX_SCALAR_BYTES >> 20),
-            Some("put some of the domains into other files"),
-        ),
-    }
+fn too_deep() -> (String, Option<&'static str>) {
+    let message = format!("lists and maps stand inside each other more than {MAX_DEPTH} deep");
+    (message, Some("there is room for 63 levels of `descriptors`"))
 }
 
 /// The line under the source without the message that follows its caret: the message is said elsewhere.
@@ -166,13 +200,32 @@ fn caret_alone(line: &str) -> Option<&str> {
 enum Content<'s> {
     Known(Kind),
     Text(Cow<'s, str>),
-    List(Vec<Spanned<Content<'s>>>),
-    Map(Vec<(Spanned<Content<'s>>, Spanned<Content<'s>>)>),
+    List(Vec<Placed<'s>>),
+    Map(Vec<(Placed<'s>, Placed<'s>)>),
 }
 
-fn node<'s>(content: Spanned<Content<'s>>, source: &'s str) -> Node<'s> {
-    let written = slice(source, &content.defined);
-    let value = match content.value {
+/// A content with the part of a [`Spanned`] that is needed: half of its size.
+struct Placed<'s> {
+    at: Span,
+    /// Where its text is in the source, in bytes.
+    start: u32,
+    length: u32,
+    content: Content<'s>,
+}
+
+impl<'s> From<Spanned<Content<'s>>> for Placed<'s> {
+    fn from(spanned: Spanned<Content<'s>>) -> Placed<'s> {
+        let written = spanned.defined.span();
+        let place = written.byte_offset().zip(written.byte_len());
+        let (start, length) = place.map_or((0, 0), |(start, length)| (bounded(start), bounded(length)));
+        Placed { at: span(spanned.referenced), start, length, content: spanned.value }
+    }
+}
+
+fn node<'s>(placed: Placed<'s>, source: &'s str) -> Node<'s> {
+    let (start, length) = (placed.start as usize, placed.length as usize);
+    let written = source.get(start..start + length).unwrap_or("");
+    let value = match placed.content {
         Content::Known(kind) => Value::Scalar(Scalar { text: Cow::Borrowed(written), kind }),
         Content::Text(text) => {
             let kind = if text == written { Kind::Plain } else { Kind::Quoted };
@@ -183,18 +236,14 @@ fn node<'s>(content: Spanned<Content<'s>>, source: &'s str) -> Node<'s> {
             Value::Map(entries.into_iter().map(|(key, value)| (node(key, source), node(value, source))).collect())
         }
     };
-    Node { at: span(content.referenced), value }
+    Node { at: placed.at, value }
 }
 
-fn slice<'s>(source: &'s str, location: &Location) -> &'s str {
-    let span = location.span();
-    let (Some(start), Some(length)) = (span.byte_offset(), span.byte_len()) else { return "" };
-    let range = usize::try_from(start).ok().zip(usize::try_from(start + length).ok());
-    range.and_then(|(start, end)| source.get(start..end)).unwrap_or("")
+fn bounded(n: u64) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 fn span(location: Location) -> Span {
-    let bounded = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     Span { line: bounded(location.line()), column: bounded(location.column()), width: bounded(location.span().len()) }
 }
 
@@ -243,16 +292,16 @@ impl<'de> Visitor<'de> for ContentVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Content<'de>, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) = items.next_element()? {
-            list.push(item);
+        while let Some(item) = items.next_element::<Spanned<Content<'de>>>()? {
+            list.push(item.into());
         }
         Ok(Content::List(list))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Content<'de>, A::Error> {
         let mut map = Vec::new();
-        while let Some(entry) = entries.next_entry()? {
-            map.push(entry);
+        while let Some((key, value)) = entries.next_entry::<Spanned<Content<'de>>, Spanned<Content<'de>>>()? {
+            map.push((key.into(), value.into()));
         }
         Ok(Content::Map(map))
     }
@@ -261,6 +310,10 @@ impl<'de> Visitor<'de> for ContentVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read(source: &str) -> Result<Vec<Node<'_>>, Box<SyntaxError>> {
+        super::read(source, MAX_NODES)
+    }
 
     fn scalars(source: &str) -> Vec<(String, Kind)> {
         fn walk(node: &Node<'_>, found: &mut Vec<(String, Kind)>) {
@@ -310,5 +363,20 @@ mod tests {
         let error = read(&bomb).expect_err("too much");
         assert!(error.message.contains("anchors") && error.message.contains("100000"), "{error:?}");
         assert!(error.hint.is_some() && !error.snippet.contains('>'), "{error:?}");
+    }
+
+    #[test]
+    fn what_files_and_aliases_hold_is_bounded_in_words() {
+        let aliases = format!("a: &a {{b: {{c: [1, 2, 3]}}}}\nlist: [{}]\n", "*a, ".repeat(500));
+        assert!(super::read(&aliases, 5_000).is_ok());
+        for (source, nodes, words) in [
+            (aliases.as_str(), 2_000, "what the aliases (`*name`) of the files stand for is more than"),
+            ("[a, b, c]", 2, "the rules are too large: more than"),
+            (&"[".repeat(100_000), MAX_NODES, "inside each other more than 128 deep"),
+            (&"---\nx: 1\n".repeat(MAX_DOCUMENTS + 1), MAX_NODES, "the file has more than 100000 documents"),
+        ] {
+            let error = super::read(source, nodes).expect_err("too much");
+            assert!(error.message.contains(words) && error.hint.is_some(), "{error:?}");
+        }
     }
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 
 use super::files::{self, Fingerprint};
+use super::reading::ReadingClock;
 use super::reload::{Absences, GRACE, Reading};
 use super::writing::Writing;
 use super::{LoadOptions, Loaded, compile};
@@ -59,7 +60,7 @@ pub struct Watcher {
 
 impl Watcher {
     /// Watches a rules file or directory. `loaded` is what [`super::load`] made of it; `on_load` gets what follows, from a
-    /// thread of the watcher, once for each change of the contents.
+    /// thread of the watcher, once for each change of the contents. `clock` runs while files are read.
     ///
     /// # Errors
     /// When no thread can be started.
@@ -68,6 +69,7 @@ impl Watcher {
         options: LoadOptions,
         timing: Timing,
         loaded: &Loaded,
+        clock: ReadingClock,
         on_load: impl FnMut(Loaded) + Send + 'static,
     ) -> std::io::Result<Watcher> {
         // One place is enough: a wake that finds it taken is answered by the look that is still to come.
@@ -89,6 +91,7 @@ impl Watcher {
             started: Instant::now(),
             absences: Absences::default(),
             read_again: None,
+            clock,
             on_load,
         };
         let notify = wake.clone();
@@ -137,6 +140,7 @@ struct Watch<F> {
     absences: Absences,
     /// When to read again although the contents stay the same, since `started`: what is missing then is removed.
     read_again: Option<Duration>,
+    clock: ReadingClock,
     on_load: F,
 }
 
@@ -180,6 +184,7 @@ impl<F: FnMut(Loaded)> Watch<F> {
     /// Watches what now is at the path, before it is read: a directory made anew is not the one that was watched.
     fn arm(&self, listener: Option<&mut RecommendedWatcher>) {
         let Some(listener) = listener else { return };
+        let _under_way = self.clock.begin();
         let parent = self.directory.parent().map(|parent| (parent, RecursiveMode::NonRecursive));
         // Beside a single file there may be anything, a whole file system.
         let mode = if self.path.is_dir() { RecursiveMode::Recursive } else { RecursiveMode::NonRecursive };
@@ -217,7 +222,9 @@ impl<F: FnMut(Loaded)> Watch<F> {
     /// Reads, and puts in force what has changed. Breaks when something happened meanwhile, so that it is to be read again: if
     /// `is_finished`, what somebody has begun to write is not put in force; else it was waited for already.
     fn look(&mut self, is_finished: bool) -> ControlFlow<()> {
+        let under_way = self.clock.begin();
         let found = files::find(&self.path);
+        drop(under_way);
         let at = self.started.elapsed();
         let is_due = self.read_again.is_some_and(|due| due <= at);
         if found.fingerprint == self.fingerprint && !is_due || self.stopped.load(Ordering::Acquire) {

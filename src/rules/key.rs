@@ -11,6 +11,7 @@ use ring::digest;
 use smallvec::SmallVec;
 
 use crate::limit::{Algorithm, DAY, HOUR, MINUTE, Micros, SECOND, Shape};
+use crate::shown::is_control;
 
 /// The version of what the stores keep behind a key. Another version never reads this one's state.
 pub const STATE_VERSION: &str = "w1";
@@ -189,7 +190,12 @@ pub fn subject_named(written: &str) -> Option<EntriesText> {
 pub fn shown(subject: &[u8]) -> String {
     let mut text = String::with_capacity(subject.len());
     for chunk in subject.utf8_chunks() {
-        text.push_str(chunk.valid());
+        for c in chunk.valid().chars() {
+            match is_control(c) {
+                true => text.extend(c.encode_utf8(&mut [0; 4]).bytes().map(|byte| format!("%{byte:02X}"))),
+                false => text.push(c),
+            }
+        }
         text.extend(chunk.invalid().iter().map(|byte| format!("%{byte:02X}")));
     }
     text

@@ -24,7 +24,6 @@ use crate::admin::access::{Access, TokenFileError};
 use crate::admin::{self, AdminApi, Operations};
 use crate::api::json;
 use crate::api::rls::Rls;
-use crate::config::watch::Watcher;
 use crate::limiter::{Limiter, LimiterSettings, Shared};
 use crate::settings::{Settings, StoreSetting, redacted};
 use crate::store::Clock;
@@ -40,7 +39,7 @@ pub use crate::transport::listen::ListenError;
 use grpc::GrpcService;
 use operators::Operators;
 use readiness::{HEALTH_NAMES, Readiness};
-use reload::Reloading;
+use reload::{Reloading, RulesWatch};
 use stores::{Stores, ThreadStore};
 
 /// How long a server that stops waits for the store to take the last of its history.
@@ -66,7 +65,7 @@ pub struct Server {
     pub addresses: Addresses,
     pub shared: Arc<Shared>,
     pub readiness: Arc<Readiness>,
-    watcher: Watcher,
+    rules: RulesWatch,
     health: HealthReporter,
     operators: Operators,
     drain: Drain,
@@ -115,14 +114,15 @@ impl Server {
         let limiter = LimiterSettings { plan: settings.plan, store_timeout: settings.store_timeout };
         let shared = Arc::new(Shared::new(fallback, limiter));
         let stores = Stores::new(&settings, shared.metrics()).map_err(|reason| store_error(&settings, reason))?;
-        let access = Access::new(settings.access.clone())?;
+        let access = settings.access.clone();
+        let access = tokio::task::spawn_blocking(|| Access::new(access)).await.map_err(io::Error::other)??;
         let listeners = Listeners::open(&settings)?;
         let addresses = listeners.addresses()?;
         let readiness = Arc::new(Readiness::default());
         readiness.set_store_ready(stores.are_ready_at_once());
         // Before anyone is answered: good rules are in force from the first call on.
         let reloading = Reloading::new(&settings, &shared, &readiness, stores.clone());
-        let watcher = tokio::task::spawn_blocking(|| reloading.start()).await.map_err(io::Error::other)??;
+        let rules = reloading.begin().await?;
         let (health, health_service) = tonic_health::server::health_reporter();
         readiness.report(&health).await;
         let drain = Drain::new();
@@ -134,7 +134,9 @@ impl Server {
         let operators = stores.for_operators(&shared, &readiness, settings.history_days);
         let look = {
             let (stores, shared, readiness, operators) = (stores.clone(), shared.clone(), readiness.clone(), operators.clone());
+            let rules = rules.clone();
             move || {
+                shared.metrics().reloads.record_reading(rules.reading_for());
                 stores.look(&shared);
                 operators.look(&shared);
                 shared.metrics().ready.set(i64::from(readiness.is_ready()));
@@ -157,17 +159,18 @@ impl Server {
         let mut background = vec![
             tokio::spawn(stores.look_after(shared.clone(), readiness.clone())),
             tokio::spawn(readiness.clone().report_changes(health.clone())),
+            tokio::spawn(rules.clone().log_stalls(settings.rules.clone())),
         ];
         if settings.history_days > 0 {
             background.push(tokio::spawn(operators.clone().keep_history(shared.clone())));
         }
         let drain_delay = settings.drain_delay;
-        Ok(Server { addresses, shared, readiness, watcher, health, operators, drain, drain_delay, acceptor, background })
+        Ok(Server { addresses, shared, readiness, rules, health, operators, drain, drain_delay, acceptor, background })
     }
 
     /// Looks whether the rules have changed, now.
     pub fn reload(&self) {
-        self.watcher.trigger();
+        self.rules.trigger();
     }
 
     /// Stops as an orchestrator needs it: health says so first, and calls are still taken for the drain delay, so that callers can

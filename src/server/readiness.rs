@@ -17,6 +17,8 @@ pub const HEALTH_NAMES: [&str; 4] = ["", REFERENCE, rls::SERVICE, reservations::
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct State {
     rules_loaded: bool,
+    /// The first reading takes long.
+    rules_reading: bool,
     store_ready: bool,
     records_loaded: bool,
     draining: bool,
@@ -42,6 +44,9 @@ impl Readiness {
         let state = *self.0.borrow();
         match state {
             State { draining: true, .. } => Some("shutting down"),
+            State { rules_loaded: false, rules_reading: true, .. } => {
+                Some("the rate limit configuration is still being read: does its file system answer?")
+            }
             State { rules_loaded: false, .. } => Some("no rate limit configuration loaded"),
             State { store_ready: false, .. } => Some("the store is not available"),
             State { records_loaded: false, .. } => Some("what was said of single subjects is not loaded yet"),
@@ -51,6 +56,11 @@ impl Readiness {
 
     pub fn set_rules_loaded(&self, rules_loaded: bool) {
         self.0.send_if_modified(|state| std::mem::replace(&mut state.rules_loaded, rules_loaded) != rules_loaded);
+    }
+
+    /// The first reading of the rules goes on for longer than a start waits.
+    pub fn set_rules_reading(&self, rules_reading: bool) {
+        self.0.send_if_modified(|state| std::mem::replace(&mut state.rules_reading, rules_reading) != rules_reading);
     }
 
     pub fn set_store_ready(&self, store_ready: bool) {
@@ -95,6 +105,8 @@ mod tests {
     fn ready_with_rules_and_a_store_until_draining() {
         let readiness = Readiness::default();
         assert_eq!(readiness.obstacle(), Some("no rate limit configuration loaded"));
+        readiness.set_rules_reading(true);
+        assert!(readiness.obstacle().is_some_and(|reason| reason.contains("still being read")));
         readiness.set_rules_loaded(true);
         assert_eq!(readiness.obstacle(), Some("the store is not available"));
         readiness.set_store_ready(true);

@@ -1,9 +1,13 @@
 //! From rules files to rules in force: once at the start, and whenever the files change. Says what a reload came to.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
-use crate::config::problem::MAX_PRINTED;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::config::problem::MAX_SHOWN_AT_ONCE;
+use crate::config::reading::{ReadingClock, StallNews, Stalls};
 use crate::config::watch::{Timing, Watcher};
 use crate::config::{self, LoadOptions, Loaded, Removed};
 use crate::limiter::Shared;
@@ -12,8 +16,55 @@ use crate::settings::Settings;
 use super::readiness::Readiness;
 use super::stores::Stores;
 
+/// How long a start waits for the first reading of the rules. It then goes on: weir listens and is not ready.
+const FIRST_READING: Duration = Duration::from_secs(5);
+/// How often somebody looks whether a reading is stalled.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Watches the rules, from the end of their first reading on.
+#[derive(Clone, Default)]
+pub struct RulesWatch {
+    watcher: Arc<OnceLock<Watcher>>,
+    pub clock: ReadingClock,
+}
+
+impl RulesWatch {
+    /// Looks whether the rules have changed, now.
+    pub fn trigger(&self) {
+        if let Some(watcher) = self.watcher.get() {
+            watcher.trigger();
+        }
+    }
+
+    /// For how long the reading goes on that is under way.
+    pub fn reading_for(&self) -> Duration {
+        self.clock.since().map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Logs readings that take long, for as long as the server lives.
+    pub async fn log_stalls(self, path: PathBuf) {
+        let (mut stalls, mut every) = (Stalls::default(), interval(LOOK));
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            match stalls.look(self.clock.since(), Instant::now()) {
+                Some(StallNews::Stalled(time)) => tracing::warn!(
+                    path = %path.display(),
+                    seconds = time.as_secs(),
+                    "reading the rules takes long; the rules in force stay, changes wait: does their file system answer?"
+                ),
+                Some(StallNews::Over(time)) => {
+                    tracing::info!(path = %path.display(), seconds = time.as_secs(), "the rules were read after all");
+                }
+                None => {}
+            }
+        }
+    }
+}
+
 /// Puts what was loaded in force, and says so.
 pub struct Reloading {
+    clock: ReadingClock,
     path: PathBuf,
     options: LoadOptions,
     shared: Arc<Shared>,
@@ -24,26 +75,55 @@ pub struct Reloading {
 impl Reloading {
     pub fn new(settings: &Settings, shared: &Arc<Shared>, readiness: &Arc<Readiness>, stores: Stores) -> Reloading {
         let (path, options) = (settings.rules.clone(), settings.load.clone());
-        Reloading { path, options, shared: shared.clone(), readiness: readiness.clone(), stores }
+        let clock = ReadingClock::default();
+        Reloading { clock, path, options, shared: shared.clone(), readiness: readiness.clone(), stores }
+    }
+
+    /// Loads the rules, and again whenever they change, on threads of its own. Waits for the first reading, at most five seconds.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub async fn begin(self) -> std::io::Result<RulesWatch> {
+        let watch = RulesWatch { clock: self.clock.clone(), watcher: Arc::default() };
+        let readiness = self.readiness.clone();
+        let (kept, mut started) = (watch.watcher.clone(), tokio::task::spawn_blocking(|| self.start()));
+        if let Ok(started) = timeout(FIRST_READING, &mut started).await {
+            let _ = kept.set(started.map_err(std::io::Error::other)??);
+            return Ok(watch);
+        }
+        readiness.set_rules_reading(true);
+        tracing::warn!("the rules are still being read; listening without them, and not ready");
+        tokio::spawn(async move {
+            match started.await {
+                Ok(Ok(watcher)) => drop(kept.set(watcher)),
+                Ok(Err(error)) => tracing::error!(%error, "the rules are not watched for changes: no thread"),
+                // Its panic is on standard error.
+                Err(_) => {}
+            }
+        });
+        Ok(watch)
     }
 
     /// Loads the rules, and again whenever they change, until the watcher is dropped. Reads files: not for a runtime's thread.
     ///
     /// # Errors
     /// When no thread can be started. What is wrong with the rules is logged, and keeps the server from being ready.
-    pub fn start(self) -> std::io::Result<Watcher> {
-        let loaded = config::load(&self.path, &self.options, &self.shared.loaded());
+    fn start(self) -> std::io::Result<Watcher> {
+        let loaded = config::load_timed(&self.path, &self.options, &self.shared.loaded(), &self.clock);
         self.put_in_force(&loaded);
-        let (path, options) = (self.path.clone(), self.options.clone());
-        Watcher::start(path, options, Timing::default(), &loaded, move |loaded| self.put_in_force(&loaded))
+        let (path, options, clock) = (self.path.clone(), self.options.clone(), self.clock.clone());
+        Watcher::start(path, options, Timing::default(), &loaded, clock, move |loaded| self.put_in_force(&loaded))
     }
 
     fn put_in_force(&self, loaded: &Loaded) {
-        for problem in loaded.problems.iter().take(MAX_PRINTED) {
+        for problem in loaded.problems.iter().take(MAX_SHOWN_AT_ONCE) {
             tracing::error!("{problem}");
         }
-        for warning in loaded.warnings.iter().take(MAX_PRINTED) {
+        for warning in loaded.warnings.iter().take(MAX_SHOWN_AT_ONCE) {
             tracing::warn!("{warning}");
+        }
+        if loaded.problems.len().max(loaded.warnings.len()) > MAX_SHOWN_AT_ONCE {
+            tracing::warn!("not every problem of the rules is shown here: `weir check` says how many there are");
         }
         for removed in &loaded.removed {
             log_removal(removed);
@@ -54,6 +134,7 @@ impl Reloading {
         self.shared.metrics().reloads.record(loaded.problems.is_empty(), revision, loaded.kept.len(), loaded.removed.len());
         self.shared.load(rules);
         self.stores.forget_refusals();
+        self.readiness.set_rules_reading(false);
         self.readiness.set_rules_loaded(revision > 0);
     }
 

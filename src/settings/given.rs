@@ -12,6 +12,7 @@ use super::file;
 use super::names::{FILE, NAMES, Name};
 use super::values::redacted;
 use crate::config::keys::nearest;
+use crate::regular_file;
 
 /// Settings as they were written, by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,6 +110,9 @@ impl std::error::Error for SettingProblems {}
 /// The value of an environment variable, where there is one.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
+/// The longest settings file, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
 /// Flags over environment over file over defaults.
 pub(super) struct Layers<'a> {
     flags: &'a Given,
@@ -141,7 +145,7 @@ impl<'a> Layers<'a> {
         let (file, found, problems) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         let mut layers = Layers { flags, environment, file, found, problems };
         if let Some((origin, path)) = layers.find(&FILE) {
-            match std::fs::read_to_string(&path) {
+            match regular_file::read_in_time(path.as_ref(), MAX_FILE).and_then(regular_file::text) {
                 Ok(text) => layers.read(&path, &text),
                 Err(error) => {
                     let flag = FILE.origin();

@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::names::LOG_LEVELS;
 use super::{LogFormat, StoreSetting};
-use crate::admin::access::{Access, AccessSettings};
+use crate::admin::access;
 use crate::rules::ChargeRule;
 use crate::store::redis::{Connector, RedisSettings, RedisSettingsError};
 
@@ -183,8 +183,8 @@ pub(super) fn redis(url: &str, ca_file: Option<PathBuf>) -> Result<(), RedisSett
 /// A file of tokens that can be read, or none.
 pub(super) fn token_file(text: &str) -> Parsed<Option<PathBuf>> {
     let path = optional_path(text)?;
-    match Access::new(AccessSettings { read_tokens: path.clone(), ..AccessSettings::default() }) {
-        Ok(_) => Ok(path),
+    match path.as_deref().map_or(Ok(()), access::check_file) {
+        Ok(()) => Ok(path),
         Err(error) => Err(format!("use a file of tokens, a line each, `name token`: {}", error.reason)),
     }
 }

@@ -1,7 +1,8 @@
 //! Every metric there is. Labels come from the rules and from this file, never from what callers send.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -108,6 +109,8 @@ pub struct Reloads {
     revision: Gauge,
     last_success: Gauge,
     kept_domains: Gauge,
+    /// In seconds; as of the last look.
+    reading: Gauge<f64, AtomicU64>,
     removed_domains: Counter,
 }
 
@@ -281,7 +284,15 @@ impl Reloads {
         let removed_domains = Counter::default();
         let help = "Domains, and parts of domains, removed because two readings did not find them any more";
         registry.register("config_removed_domains", help, removed_domains.clone());
-        Reloads { good, bad, revision, last_success, kept_domains, removed_domains }
+        let reading: Gauge<f64, AtomicU64> = Gauge::default();
+        let help = "How long the reading of the rules takes that is under way; 0 between readings";
+        registry.register("config_reading_seconds", help, reading.clone());
+        Reloads { good, bad, revision, last_success, kept_domains, reading, removed_domains }
+    }
+
+    /// How long the reading takes that is under way.
+    pub fn record_reading(&self, time: Duration) {
+        self.reading.set(time.as_secs_f64());
     }
 
     /// What came of reading rules: whether all was well, what is in force now, how many domains stayed as they were, and how

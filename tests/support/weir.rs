@@ -34,6 +34,7 @@ pub struct Weir {
 /// How to start it.
 pub struct Settings {
     rules: Vec<(String, String)>,
+    links: Vec<(String, PathBuf)>,
     flags: Vec<String>,
     environment: Vec<(String, String)>,
     open_files: Option<u32>,
@@ -47,12 +48,18 @@ impl Settings {
 
     /// Serves an empty directory.
     pub fn without_rules() -> Settings {
-        Settings { rules: Vec::new(), flags: Vec::new(), environment: Vec::new(), open_files: None }
+        Settings { rules: Vec::new(), links: Vec::new(), flags: Vec::new(), environment: Vec::new(), open_files: None }
     }
 
     /// One more file in the rules directory.
     pub fn file(mut self, name: &str, text: &str) -> Settings {
         self.rules.push((name.to_owned(), text.to_owned()));
+        self
+    }
+
+    /// A symbolic link in the rules directory.
+    pub fn link(mut self, name: &str, target: impl Into<PathBuf>) -> Settings {
+        self.links.push((name.to_owned(), target.into()));
         self
     }
 
@@ -127,6 +134,9 @@ impl Settings {
         let directory = tempfile::Builder::new().prefix("rules").tempdir().expect("a temporary directory can be made");
         for (name, text) in &self.rules {
             fs::write(directory.path().join(name), text).expect("the directory is writable");
+        }
+        for (name, target) in &self.links {
+            std::os::unix::fs::symlink(target, directory.path().join(name)).expect("the directory is writable");
         }
         directory
     }

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::text;
+use crate::regular_file;
 use crate::store::records::MAX_PAGE;
 
 /// How long a connection may take to be made.
@@ -123,8 +124,11 @@ impl Client {
     }
 }
 
+/// The longest token file, in bytes.
+const MAX_TOKEN_FILE: u64 = 64 << 10;
+
 fn token(path: &Path) -> anyhow::Result<HeaderValue> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("--token-file {}", path.display()))?;
+    let text = regular_file::read_typed_text(path, MAX_TOKEN_FILE).with_context(|| format!("--token-file {}", path.display()))?;
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     let line = lines.into_iter().find(|line| !line.is_empty());
     let token = line.and_then(|line| line.split_whitespace().last()).with_context(|| format!("{} has no token", path.display()))?;

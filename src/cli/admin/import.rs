@@ -1,7 +1,6 @@
 //! `weir import`.
 
 use std::collections::{HashMap, HashSet};
-use std::io::Read;
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -12,6 +11,10 @@ use serde_json::{Map, Value, json};
 use super::client::{Client, IMPORT_TIME};
 use super::export::PARTS;
 use super::{Connection, items, text};
+use crate::regular_file;
+
+/// The longest import, in bytes: some million records.
+const MAX_FILE: u64 = 256 << 20;
 
 /// Records that are sent at once.
 const AT_ONCE: usize = 500;
@@ -35,13 +38,12 @@ pub(crate) struct ImportArgs {
 }
 
 pub(super) async fn run(args: ImportArgs) -> anyhow::Result<()> {
-    let mut text = String::new();
     let name = args.file.display();
-    if args.file.as_os_str() == "-" {
-        std::io::stdin().read_to_string(&mut text)?;
-    } else {
-        text = std::fs::read_to_string(&args.file).with_context(|| name.to_string())?;
-    }
+    let text = match args.file.as_os_str() == "-" {
+        true => regular_file::read_stdin(MAX_FILE).and_then(regular_file::text),
+        false => regular_file::read_typed_text(&args.file, MAX_FILE),
+    };
+    let text = text.with_context(|| name.to_string())?;
     let records = parse(&text).with_context(|| name.to_string())?;
     let import = Import { client: args.connection.client()?, records, force: args.force };
     let checked = import.check().await?;

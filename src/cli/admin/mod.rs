@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::print;
+use crate::shown::escaped_lines;
 use client::Client;
 
 #[derive(Debug, Subcommand)]
@@ -120,7 +121,7 @@ impl Connection {
             return print(&(serde_json::to_string_pretty(answer)? + "\n"));
         }
         let warnings = items(answer, "warnings").iter().filter_map(Value::as_str);
-        print(&warnings.fold(text(answer), |text, warning| format!("{text}warning: {warning}\n")))
+        print(&escaped_lines(&warnings.fold(text(answer), |text, warning| format!("{text}warning: {warning}\n"))))
     }
 }
 

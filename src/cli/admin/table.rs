@@ -1,10 +1,13 @@
 //! Columns for people.
 
+use crate::shown::escaped;
+
 /// What stands for no number.
 const NONE: &str = "-";
 
 /// Rows under their headings, each column as wide as its widest cell; columns of numbers stand to the right.
 pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| escaped(cell).into_owned()).collect()).collect();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([headings[column].chars().count()]).max().unwrap_or(0)
@@ -36,6 +39,7 @@ mod tests {
         let rows = [vec!["per-user".to_owned(), "7".to_owned()], vec!["ai".to_owned(), "1000".to_owned()]];
         assert_eq!(table(&["rule", "used"], &rows), "RULE      USED\nper-user     7\nai        1000\n");
         assert_eq!(table(&["rule"], &[]), "RULE\n");
+        assert_eq!(table(&["rule"], &[vec!["a\n\u{1b}b".to_owned()]]), "RULE\na\\n\\u{1b}b\n", "a cell is no row");
         let some = [["10".to_owned(), "-".to_owned()].to_vec(), ["-".to_owned(), "-".to_owned()].to_vec()];
         assert_eq!(table(&["used", "left"], &some), "USED  LEFT\n  10  -\n   -  -\n");
     }

@@ -3,20 +3,18 @@
 mod play;
 mod report;
 
-use std::io::{self, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::config::{Loaded, SourceFile, load_all};
+use crate::config::{Loaded, MAX_FILE_BYTES, SourceFile, load_all};
+use crate::regular_file;
 use crate::settings::{Given, check_settings};
 use report::{Colour, Report};
 
 /// The path that stands for standard input, and how problems name it.
 const STDIN: (&str, &str) = ("-", "<stdin>");
-/// The most that standard input may hold, as a file.
-const MAX_STDIN_BYTES: u64 = crate::config::MAX_FILE_BYTES;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Exit code: 0 if the rules are good, 1 if they have problems or a test fails, 2 if weir cannot check them.")]
@@ -51,7 +49,7 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let paths = if args.paths.is_empty() { vec![rules] } else { args.paths.clone() };
     let (directories, files): (Vec<PathBuf>, Vec<PathBuf>) = paths.into_iter().partition(|path| path.is_dir());
     let (inputs, files): (Vec<PathBuf>, Vec<PathBuf>) = files.into_iter().partition(|path| path.as_os_str() == STDIN.0);
-    let input = match (!inputs.is_empty()).then(read_stdin).transpose() {
+    let input = match (!inputs.is_empty()).then(|| regular_file::read_stdin(MAX_FILE_BYTES)).transpose() {
         Ok(input) => input.map(|bytes| SourceFile::of_bytes(STDIN.1, bytes)),
         Err(error) => return Ok(cannot(&format!("cannot read standard input: {error}"))),
     };
@@ -73,15 +71,6 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 fn cannot(reason: &str) -> ExitCode {
     eprintln!("weir: {reason}");
     ExitCode::from(2)
-}
-
-fn read_stdin() -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    io::stdin().lock().take(MAX_STDIN_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_STDIN_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {MAX_STDIN_BYTES} bytes")));
-    }
-    Ok(bytes)
 }
 
 /// Adds the problems of rules, and the tests of good ones.

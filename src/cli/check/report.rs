@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::play::Failure;
-use crate::config::problem::{MAX_PRINTED, counted};
+use crate::config::problem::{MAX_SHOWN_AT_ONCE, counted};
 use crate::config::{Loaded, Problem, Severity};
 
 /// When to print in colour.
@@ -60,7 +60,7 @@ impl Report {
     }
 
     fn count(&self, severity: Severity) -> usize {
-        self.problems.iter().filter(|problem| problem.severity == severity).count()
+        self.problems.iter().filter(|problem| problem.severity == severity).map(Problem::count).sum()
     }
 
     pub(super) fn is_good(&self) -> bool {
@@ -93,10 +93,10 @@ impl Report {
         // Writing to a string cannot fail.
         for severity in [Severity::Warning, Severity::Error] {
             let of_kind = self.problems.iter().filter(|problem| problem.severity == severity);
-            for problem in of_kind.clone().take(MAX_PRINTED) {
+            for problem in of_kind.clone().take(MAX_SHOWN_AT_ONCE) {
                 let _ = writeln!(text, "{}\n", painted(problem, &paint));
             }
-            let more = of_kind.count().saturating_sub(MAX_PRINTED);
+            let more = of_kind.skip(MAX_SHOWN_AT_ONCE).map(Problem::count).sum();
             if more > 0 {
                 let _ = writeln!(text, "… and {}\n", counted(more, &format!("more {}", severity.name())));
             }
@@ -117,10 +117,16 @@ impl Report {
         text
     }
 
-    /// Everything, as one JSON object.
+    /// Those that are shown: of each severity the first ones.
+    fn shown(&self) -> impl Iterator<Item = &Problem> {
+        let of_kind = |severity| self.problems.iter().filter(move |problem| problem.severity == severity).take(MAX_SHOWN_AT_ONCE);
+        of_kind(Severity::Warning).chain(of_kind(Severity::Error))
+    }
+
+    /// The same, as one JSON object.
     pub(super) fn json(&self) -> String {
         let report = json!({
-            "problems": self.problems.iter().map(problem).collect::<Vec<_>>(),
+            "problems": self.shown().map(problem).collect::<Vec<_>>(),
             "failed_tests": self.failures.iter().map(failure).collect::<Vec<_>>(),
             "summary": {
                 "good": self.is_good(),

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use super::failure::Failure;
 use super::listed::Listed;
 use super::script;
+use crate::regular_file;
 use crate::store::outage::Outage;
 
 /// The most connections of a process: one for each server thread, and a few for administration.
@@ -105,7 +106,7 @@ fn client(settings: &RedisSettings) -> Result<Client, RedisSettingsError> {
         return Err(RedisSettingsError::CaFileWithoutTls);
     }
     let bad_file = |reason: String| RedisSettingsError::CaFile { path: path.clone(), reason };
-    let root_cert = std::fs::read(path).map_err(|error| bad_file(error.to_string()))?;
+    let root_cert = regular_file::read_in_time(path, MAX_CA_FILE).map_err(|error| bad_file(error.to_string()))?;
     if !root_cert.windows(CERTIFICATE.len()).any(|window| window == CERTIFICATE) {
         return Err(bad_file("no certificate in it; PEM is expected".to_owned()));
     }
@@ -113,6 +114,8 @@ fn client(settings: &RedisSettings) -> Result<Client, RedisSettingsError> {
         .map_err(|error| bad_file(error.to_string()))
 }
 
+/// The longest file of certificates, in bytes: all authorities that browsers trust take a quarter of it.
+const MAX_CA_FILE: u64 = 1 << 20;
 /// How a certificate begins in PEM.
 const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
