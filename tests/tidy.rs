@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// What each module may use of the others; the rest of the crate is out of its reach.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("spelling", &[]),
+    ("shown", &[]),
+    ("regular_file", &[]),
     ("message_json", &["spelling"]),
     ("limit", &[]),
-    ("rules", &["limit"]),
-    ("config", &["limit", "rules", "spelling"]),
-    ("store", &["limit", "rules", "telemetry"]),
+    ("rules", &["limit", "shown"]),
+    ("config", &["limit", "rules", "spelling", "regular_file", "shown"]),
+    ("store", &["limit", "rules", "telemetry", "regular_file"]),
     ("limiter", &["limit", "rules", "store", "telemetry"]),
     ("transport", &["telemetry"]),
     ("api", &["limit", "rules", "store", "limiter", "telemetry", "spelling", "transport"]),
@@ -31,12 +33,14 @@ const ARROWS: [(&str, &[&str]); 16] = [
             "message_json",
             "spelling",
             "transport",
+            "regular_file",
+            "shown",
         ],
     ),
-    ("telemetry", &[]),
+    ("telemetry", &["shown"]),
     ("reflection", &[]),
     ("grpc_request", &[]),
-    ("settings", &["limit", "rules", "config", "store", "api", "admin"]),
+    ("settings", &["limit", "rules", "config", "store", "api", "admin", "regular_file"]),
     (
         "server",
         &[
@@ -54,7 +58,23 @@ const ARROWS: [(&str, &[&str]); 16] = [
             "transport",
         ],
     ),
-    ("cli", &["limit", "rules", "config", "store", "limiter", "telemetry", "api", "admin", "settings", "server"]),
+    (
+        "cli",
+        &[
+            "limit",
+            "rules",
+            "config",
+            "store",
+            "limiter",
+            "telemetry",
+            "api",
+            "admin",
+            "settings",
+            "server",
+            "regular_file",
+            "shown",
+        ],
+    ),
 ];
 
 /// What a module may not mention, as regular expressions: what decides is pure, and only the edge knows the protocol.

@@ -152,7 +152,7 @@ mod tests {
 
     /// What a `value` is called in labels, and in the names of shared counters.
     fn text(value: &str) -> String {
-        let documents = raw::read(value).expect("YAML");
+        let documents = raw::read(value, raw::MAX_NODES).expect("YAML");
         let mut report = Report::new("test.yaml", value);
         match matcher(documents.first(), false, &Path::document(0), &mut report) {
             Some(Matcher::Pattern { text, .. }) => String::from_utf8(text.into()).expect("UTF-8"),
