@@ -9,7 +9,10 @@ local PRUNED_EVERY = 8
 local INJECTED_TTL = 60000
 local CHECK, CHECK_SIZE = '<BBBBHddddddd', 62
 -- A state that no algorithm takes for its own.
-local NOT_OURS = ''
+local NOT_OURS = '?'
+-- The last byte that is read of a state: of a log of 10,000 pairs and as many of debt (MAX_LOG_REQUESTS), of a reservation with
+-- its memo, of any other. What is longer has one byte more than any state of ours; see `read`.
+local LONGEST_LOG, LONGEST_RESERVATION, LONGEST = '320008', '4194304', '32'
 
 local makers, made = { fixed_window, sliding_log, sliding_counter, bucket, bucket, penalty, calendar, reservation }, {}
 
@@ -22,7 +25,9 @@ local function check_of(packed)
     made[number] = algorithm
   end
   local leaky, period = number == LEAKY_BUCKET, window / tick
+  local longest = number == SLIDING_LOG and LONGEST_LOG or number == RESERVATION and LONGEST_RESERVATION or LONGEST
   return {
+    longest = longest,
     limit = {
       algorithm = number, requests = requests, window = window, burst = burst, tick = tick, period = period,
       leaky = leaky,
@@ -61,32 +66,49 @@ for number = 1, distinct do
 end
 local kind_of = { string.byte(args, at, at + requests - 1) }
 
--- Reads. MGET says nil for an absent key and for one of another type alike, so the absent ones are looked at again if any exists.
-if size <= CHUNK then
-  states = call('MGET', unpack(KEYS, 1, size))
-else
-  states = {}
-  for first = 1, size, CHUNK do
-    local last = min(first + CHUNK - 1, size)
-    local values = call('MGET', unpack(KEYS, first, last))
-    for place = first, last do states[place] = values[place - first + 1] end
+-- Reads, a string of no more than its check may find: a value that somebody else put there may have any length, and copying it
+-- would hold up the others. Of a longer one comes a byte too many, which no algorithm takes for its own. GETRANGE says '' for an
+-- absent key and for an empty string alike, so these are looked at again if any exists.
+local pcall = redis.pcall
+-- Instead of what is empty: an error, or no bytes.
+local function read_again(key, state)
+  if type(state) ~= 'table' then return '' end
+  if string.find(state.err, 'WRONGTYPE', 1, true) then return NOT_OURS end
+  -- A user who may not call GETRANGE reads without this bound. Any other obstacle is raised here.
+  return call('GET', key) or ''
+end
+-- Made at its full size; the keys in it go.
+states = size <= CHUNK and { unpack(KEYS, 1, size) } or {}
+local place, absent = 0, nil
+for request = 1, requests do
+  local kind = kinds[kind_of[request]]
+  local checks = kind.checks
+  for number = 1, kind.count do
+    place = place + 1
+    if not homes[place] then
+      local state = pcall('GETRANGE', KEYS[place], '0', checks[number].longest)
+      if #state == 0 then
+        state = read_again(KEYS[place], state)
+        if state == '' then
+          state = false
+          absent = absent or {}
+          absent[#absent + 1] = place
+        end
+      end
+      states[place] = state
+    end
   end
 end
-local absent
-for place = 1, size do
-  if not states[place] then
-    absent = absent or {}
-    absent[#absent + 1] = KEYS[place]
+local function is_any_there(places)
+  for first = 1, #places, CHUNK do
+    local keys = {}
+    for number = first, min(first + CHUNK - 1, #places) do keys[#keys + 1] = KEYS[places[number]] end
+    if call('EXISTS', unpack(keys)) > 0 then return true end
   end
 end
-local function is_any(keys)
-  for first = 1, #keys, CHUNK do
-    if call('EXISTS', unpack(keys, first, min(first + CHUNK - 1, #keys))) > 0 then return true end
-  end
-end
-if absent and is_any(absent) then
-  for place = 1, size do
-    if not states[place] and type(redis.pcall('GET', KEYS[place])) == 'table' then states[place] = NOT_OURS end
+if absent and is_any_there(absent) then
+  for number = 1, #absent do
+    if call('EXISTS', KEYS[absent[number]]) > 0 then states[absent[number]] = NOT_OURS end
   end
 end
 
@@ -158,7 +180,9 @@ for place = 1, size do
   if ttl == 0 then
     -- Nothing to write.
   elseif ttl == KEEP and not is_injected then
-    call('SET', KEYS[place], states[place], 'KEEPTTL')
+    -- In the place of a state as long as it: this costs Redis two thirds of a SET.
+    local state = states[place]
+    if pcall('SETRANGE', KEYS[place], '0', state) ~= #state then call('SET', KEYS[place], state, 'KEEPTTL') end
   else
     call('SET', KEYS[place], states[place], 'PX', milliseconds(ttl))
   end

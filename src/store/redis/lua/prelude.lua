@@ -19,13 +19,13 @@ local sub, format = string.sub, string.format
 local EXACT = 9007199254740992
 -- Retry time of a cost that can never fit; in place of a delay comes the time to the window's end.
 local NEVER = -1
--- Time to live of a state that ends when the stored one does: SET with KEEPTTL costs Redis half of SET with PX.
+-- Time to live of a state that is as long as the stored one and ends when it does: SETRANGE costs Redis two fifths of SET with PX.
 local KEEP = -1
 
 local TAKE, LOOK, REFUND, REPORT = 0, 1, 2, 3
 local ENFORCE, QUOTA = 0, 2
 local ALWAYS = 1
-local LEAKY_BUCKET, PENALTY = 5, 6
+local SLIDING_LOG, LEAKY_BUCKET, PENALTY, RESERVATION = 2, 5, 6, 8
 
 -- What a check's first number in the reply says.
 local DENIED, IS_ALLOWED, FOREIGN, UNDECIDED = 0, 1, 2, 3

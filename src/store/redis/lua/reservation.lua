@@ -5,9 +5,9 @@
 -- made stands in ARGV, from ARGV[3] on, in the order of the requests.
 local function reservation()
   local RESERVE = 4
-  local HEADER, SIZE, ANSWER = '<dddddH', 42, 'Bddd'
+  local HEADER, SIZE, LONGEST, ANSWER = '<dddddH', 42, 4194304, 'Bddd'
   local ABSENT, OPEN, COMMITTED, OPENED = 0, 1, 2, 3
-  local FIXED_WINDOW, SLIDING_LOG, SLIDING_COUNTER, CALENDAR = 1, 2, 3, 7
+  local FIXED_WINDOW, SLIDING_COUNTER, CALENDAR = 1, 3, 7
   local memos = 0
 
   local function is_time(number)
@@ -17,7 +17,7 @@ local function reservation()
   -- What there is, actual, estimate, made, expires, ttl.
   local function read(state, now)
     if not state then return ABSENT, -1, 0, 0, 0, 0 end
-    if #state < SIZE then return nil end
+    if #state < SIZE or #state > LONGEST then return nil end
     local actual, estimate, made, expires, ttl = unpack_struct(HEADER, state)
     if not (is_time(actual) or actual == -1) then return nil end
     if not (is_time(estimate) and is_time(made) and is_time(expires) and is_time(ttl)) then return nil end
