@@ -55,6 +55,8 @@ pub struct SharedBreaker {
     /// A timeout after at least this long is the store's failure.
     patience: Duration,
     counted: Mutex<Counted>,
+    /// Of the last failure that was counted. Kept, so that no other reason has its address.
+    last_reason: Mutex<Option<Arc<str>>>,
     /// What the last change of state made it.
     open: watch::Sender<bool>,
     /// What the breaker tells the log.
@@ -150,6 +152,7 @@ impl SharedBreaker {
             start: Instant::now(),
             patience: store_timeout - store_timeout / QUEUEING_SHARE,
             counted: Mutex::default(),
+            last_reason: Mutex::default(),
             open: watch::Sender::new(false),
             part: Mutex::new(Arc::<Outage>::default().part()),
         }
@@ -210,7 +213,15 @@ impl SharedBreaker {
         }
     }
 
+    /// Calls that one event failed, such as the end of their connection, share its reason and count as one.
     fn failed(&self, error: &StoreError) {
+        if let StoreError::Unavailable(reason) = error {
+            let mut last = self.last_reason.lock();
+            if last.as_ref().is_some_and(|last| Arc::ptr_eq(last, reason)) {
+                return;
+            }
+            *last = Some(Arc::clone(reason));
+        }
         self.count_failure(error, Breaker::failed);
     }
 
@@ -297,19 +308,27 @@ mod tests {
         fn say(&self, answer: Option<StoreError>) {
             *self.answer.lock() = answer;
         }
+
+        /// Each an event of its own.
+        fn error(&self) -> Option<StoreError> {
+            self.answer.lock().clone().map(|error| match error {
+                StoreError::Unavailable(reason) => StoreError::Unavailable(Arc::from(&*reason)),
+                error => error,
+            })
+        }
     }
 
     impl Store for Told {
         async fn apply(&self, _: &Group, _: Wait) -> Result<Outcomes, StoreError> {
             self.calls.fetch_add(1, Ordering::Relaxed);
-            self.answer.lock().clone().map_or(Ok(Outcomes::new()), Err)
+            self.error().map_or(Ok(Outcomes::new()), Err)
         }
     }
 
     impl Probe for Told {
         async fn probe(&self) -> Result<(), StoreError> {
             self.probes.fetch_add(1, Ordering::Relaxed);
-            self.answer.lock().clone().map_or(Ok(()), Err)
+            self.error().map_or(Ok(()), Err)
         }
     }
 
@@ -334,6 +353,17 @@ mod tests {
             assert!(ask(&guard, patience).await.is_err());
         }
         shared.is_open()
+    }
+
+    #[test]
+    fn calls_that_one_lost_connection_failed_count_once() {
+        let (guard, shared) = guard();
+        let error = away();
+        (0..100).for_each(|_| shared.failed(&error));
+        assert!(!shared.is_open());
+        (0..4).for_each(|_| shared.failed(&away()));
+        assert!(shared.is_open());
+        drop(guard);
     }
 
     #[tokio::test]
