@@ -80,7 +80,7 @@ async fn a_user_who_may_do_no_more_than_needed() {
     };
     let administrator = open(password(":unguessable"));
     assert!(apply(&administrator, "u1").await.is_ok());
-    let commands = "+evalsha +eval +script|load +mget +exists +get +set +del +time +info +zadd +zcard +zrem \
+    let commands = "+evalsha +eval +script|load +getrange +setrange +mget +exists +get +set +del +time +info +zadd +zcard +zrem \
                     +zremrangebyscore +zrangebylex +zrevrange +pexpire +pttl +expire +xadd +xrange +xrevrange +hincrby +hset +hmget";
     let mut words = vec!["ACL", "SETUSER", "weir", "on", ">s3cret/@:", "~w1|*", "-@all"];
     words.extend(commands.split(' '));

@@ -15,7 +15,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("limit", &[]),
     ("rules", &["limit", "shown"]),
     ("config", &["limit", "rules", "spelling", "regular_file", "shown"]),
-    ("store", &["limit", "rules", "telemetry", "regular_file"]),
+    ("store", &["limit", "rules", "telemetry", "regular_file", "shown"]),
     ("limiter", &["limit", "rules", "store", "telemetry"]),
     ("transport", &["telemetry"]),
     ("api", &["limit", "rules", "store", "limiter", "telemetry", "spelling", "transport"]),

@@ -11,6 +11,7 @@ pub mod outage;
 pub mod records;
 pub mod redis;
 pub mod reservations;
+mod shown;
 pub mod subjects;
 
 use std::future::Future;

@@ -3,12 +3,16 @@
 //! closes connections, resets and refuses new ones, and leaves calls without an answer, all in one second. Every connection, and the circuit breaker, is a [`Part`] of the same [`Outage`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The most reasons that are told in one outage; reasons are the store's own words, and might differ each time.
 const MAX_REASONS: usize = 8;
+/// Outages that are logged in a minute: a store that comes and goes must not fill the log.
+const MAX_LOGGED: u32 = 6;
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// Whether a process has lost the store, as all parts of it see it.
 #[derive(Debug, Default)]
@@ -22,8 +26,15 @@ struct State {
     was_connected: bool,
     /// The log has that it cannot be reached.
     is_unreachable: bool,
-    /// The store's own reasons that the log has.
+    /// The kinds of the store's own reasons that the log has.
     reasons: Vec<Arc<str>>,
+    /// This outage is in the log.
+    is_logged: bool,
+    /// When the minute began in which so many outages were logged.
+    minute: Option<Instant>,
+    logged: u32,
+    /// Outages since the last one in the log.
+    left_out: u64,
 }
 
 /// One connection's view of the store, or the breaker's.
@@ -37,7 +48,7 @@ pub struct Part {
 #[derive(Debug, PartialEq, Eq)]
 enum News {
     Connected,
-    Lost,
+    Lost { left_out: u64 },
     OtherReason,
     Back { away_ms: u64 },
 }
@@ -75,9 +86,13 @@ impl Part {
             state.since = Some(Instant::now());
             state.is_unreachable = false;
             state.reasons.clear();
+            state.begin();
         }
         let is_news = if by_store { state.is_new(reason) } else { !std::mem::replace(&mut state.is_unreachable, true) };
-        is_news.then_some(if is_first { News::Lost } else { News::OtherReason })
+        if !is_news || !state.is_logged {
+            return None;
+        }
+        Some(if is_first { News::Lost { left_out: std::mem::take(&mut state.left_out) } } else { News::OtherReason })
     }
 
     fn comes_back(&mut self) -> Option<News> {
@@ -91,16 +106,36 @@ impl Part {
         match state.since.take() {
             Some(since) => {
                 let away_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-                Some(News::Back { away_ms })
+                state.is_logged.then_some(News::Back { away_ms })
             }
             None => is_first.then_some(News::Connected),
         }
     }
 }
 
+/// The kind of a reason: its error code, or what stands before the first colon.
+pub(crate) fn kind(reason: &str) -> &str {
+    reason.split(':').next().unwrap_or(reason)
+}
+
 impl State {
+    /// An outage begins, which the log gets unless it has had too many.
+    fn begin(&mut self) {
+        let now = Instant::now();
+        if self.minute.is_none_or(|minute| now >= minute + MINUTE) {
+            (self.minute, self.logged) = (Some(now), 0);
+        }
+        self.is_logged = self.logged < MAX_LOGGED;
+        if self.is_logged {
+            self.logged += 1;
+        } else {
+            self.left_out += 1;
+        }
+    }
+
     /// Notes a reason of the store.
     fn is_new(&mut self, reason: &str) -> bool {
+        let reason = kind(reason);
         let is_new = self.reasons.len() < MAX_REASONS && self.reasons.iter().all(|told| **told != *reason);
         if is_new {
             self.reasons.push(Arc::from(reason));
@@ -124,9 +159,14 @@ fn log(news: Option<News>, reason: &str) {
     match news {
         None => {}
         Some(News::Connected) => tracing::info!("connected to Redis"),
-        Some(News::Lost) => {
+        Some(News::Lost { left_out: 0 }) => {
             tracing::warn!(reason, "Redis is failing; until it answers again, on_store_failure of each rule decides");
         }
+        Some(News::Lost { left_out }) => tracing::warn!(
+            reason,
+            outages_left_out = left_out,
+            "Redis is failing; until it answers again, on_store_failure of each rule decides"
+        ),
         Some(News::OtherReason) => tracing::warn!(reason, "Redis is still failing, now for another reason"),
         Some(News::Back { away_ms }) => tracing::info!(away_ms, "Redis answers again"),
     }
@@ -136,6 +176,7 @@ fn log(news: Option<News>, reason: &str) {
 mod tests {
     use super::*;
 
+    const LOST: News = News::Lost { left_out: 0 };
     const CLOSED: &str = "Redis closed the connection";
     const RESET: &str = "Connection reset by peer";
     const REFUSED: &str = "Connection refused";
@@ -146,7 +187,7 @@ mod tests {
         let outage = Arc::new(Outage::default());
         let [mut one, mut other, mut breaker] = [outage.part(), outage.part(), outage.part()];
         assert_eq!([one.comes_back(), other.comes_back()], [Some(News::Connected), None]);
-        assert_eq!([one.goes_away(CLOSED, false), other.goes_away(CLOSED, false)], [Some(News::Lost), None]);
+        assert_eq!([one.goes_away(CLOSED, false), other.goes_away(CLOSED, false)], [Some(LOST), None]);
         let attempts = [RESET, REFUSED, REFUSED].map(|reason| one.goes_away(reason, false));
         assert_eq!((attempts, breaker.goes_away("no answer in time", false)), ([None, None, None], None));
         assert_eq!([one.goes_away(NOAUTH, true), other.goes_away(NOAUTH, true)], [Some(News::OtherReason), None]);
@@ -154,7 +195,7 @@ mod tests {
         assert_eq!([one.comes_back(), breaker.comes_back()], [None, None]);
         assert!(matches!(other.comes_back(), Some(News::Back { .. })));
         assert_eq!(one.comes_back(), None);
-        assert_eq!(one.goes_away(NOAUTH, true), Some(News::Lost), "the next outage is news again");
+        assert_eq!(one.goes_away(NOAUTH, true), Some(LOST), "the next outage is news again");
         assert_eq!(one.goes_away(CLOSED, false), Some(News::OtherReason));
     }
 
@@ -162,9 +203,25 @@ mod tests {
     fn a_store_that_was_never_there_is_told_of_once() {
         let outage = Arc::new(Outage::default());
         let [mut one, mut other] = [outage.part(), outage.part()];
-        assert_eq!([one.goes_away(REFUSED, false), other.goes_away(REFUSED, false)], [Some(News::Lost), None]);
+        assert_eq!([one.goes_away(REFUSED, false), other.goes_away(REFUSED, false)], [Some(LOST), None]);
         drop(other);
         assert!(matches!(one.comes_back(), Some(News::Back { .. })));
+    }
+
+    #[test]
+    fn a_store_that_comes_and_goes_does_not_fill_the_log() {
+        let outage = Arc::new(Outage::default());
+        let mut part = outage.part();
+        part.comes_back();
+        let mut lines = 0;
+        for number in 0..1_000 {
+            lines += u32::from(part.goes_away(&format!("ERR: {number}"), true).is_some());
+            lines += u32::from(part.goes_away(&format!("ERR: other {number}"), true).is_some());
+            lines += u32::from(part.comes_back().is_some());
+        }
+        assert_eq!(lines, 2 * MAX_LOGGED);
+        outage.0.lock().minute = None;
+        assert_eq!(part.goes_away(RESET, false), Some(News::Lost { left_out: 1_000 - u64::from(MAX_LOGGED) }));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod envoy;
 pub mod http;
+pub mod liar;
 pub mod redis;
 pub mod weir;
 

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{Client, FromRedisValue, TlsCertificates, Value, cmd};
+use deadpool_redis::redis::{AsyncConnectionConfig, Client, FromRedisValue, TlsCertificates, Value, cmd};
 use tempfile::TempDir;
 use weir::store::Clock;
 use weir::store::redis::{Connector, RedisSettings, RedisStore};
@@ -204,7 +204,7 @@ impl RedisServer {
         };
         client
             .expect("the address is well-formed")
-            .get_multiplexed_async_connection()
+            .get_multiplexed_async_connection_with_config(&AsyncConnectionConfig::new().set_response_timeout(None))
             .await
             .expect("the server accepts connections")
     }

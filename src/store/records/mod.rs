@@ -13,6 +13,7 @@ pub use text::{Malformed, multiplier};
 pub use view::{RecordView, Tiers};
 
 use super::StoreError;
+use super::shown::shown;
 use crate::limit::Micros;
 use crate::rules::key;
 use crate::rules::subject::{SubjectRecord, Switch};
@@ -178,18 +179,21 @@ impl Record {
 
 /// The records of these texts. What cannot be read (a later version wrote it, or a person) is left out and told.
 pub fn readable<'t>(texts: impl Iterator<Item = (Cow<'t, str>, Cow<'t, str>)>) -> Vec<(RecordName, Record)> {
-    let read = |(name, text): (Cow<'t, str>, Cow<'t, str>)| match record(&name, &text) {
-        Some(Ok(named)) => Some(named),
-        Some(Err(reason)) => {
-            tracing::warn!(%reason, "a record cannot be read and counts as none");
-            None
+    let (mut records, mut unreadable, mut first) = (Vec::new(), 0_u64, None);
+    for (name, text) in texts {
+        match record(&name, &text) {
+            Some(Ok(named)) => records.push(named),
+            other => {
+                unreadable += 1;
+                first = first.or_else(|| Some(other.and_then(Result::err).map(|reason| reason.to_string())));
+            }
         }
-        None => {
-            tracing::warn!("a record of an unknown kind counts as none");
-            None
-        }
-    };
-    texts.filter_map(read).collect()
+    }
+    if let Some(reason) = first {
+        let reason = reason.unwrap_or_else(|| "a record of an unknown kind".to_owned());
+        tracing::warn!(reason = &*shown(&reason), unreadable, "records cannot be read and count as absent");
+    }
+    records
 }
 
 fn record(name: &str, text: &str) -> Option<Result<(RecordName, Record), Malformed>> {

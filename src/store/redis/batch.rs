@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use deadpool::managed::Object;
 use deadpool_redis::redis::{Cmd, ServerErrorKind, Value};
@@ -31,6 +32,13 @@ const MAX_BATCH_CHECKS: usize = 512;
 /// serves nobody else meanwhile. A log of 320 KB, full of debt, takes it about 5 ms; sixty-four of them in
 /// one call took 350 ms.
 const MAX_BATCH_BYTES: u64 = 512 << 10;
+
+/// What stands around a reply, in bytes.
+const REPLY_FRAME: usize = 64;
+/// How long after the loss of a connection requests wait while new ones are closed as they are made.
+const PATIENT_FOR: Duration = Duration::from_secs(1);
+/// Between attempts in that time.
+const SHORT_PAUSE: Duration = Duration::from_millis(1);
 
 /// A request in the queue. It outlives its caller, who may have stopped waiting.
 pub(super) struct Request {
@@ -123,7 +131,9 @@ pub(super) struct Lane {
 impl Lane {
     /// Until the store is dropped.
     pub(super) async fn run(mut self) {
-        while let ControlFlow::Continue(link) = self.connect().await {
+        let mut was_connected = false;
+        while let ControlFlow::Continue(link) = self.connect(was_connected).await {
+            was_connected = true;
             self.status.send_replace(Status::Ready(Link::clone(&link)));
             self.part.back();
             let given_up = self.serve(&link).await;
@@ -140,13 +150,18 @@ impl Lane {
     }
 
     /// Attempts until there is a connection, or no store any more.
-    async fn connect(&mut self) -> ControlFlow<(), Object<Dialer>> {
+    async fn connect(&mut self, was_connected: bool) -> ControlFlow<(), Object<Dialer>> {
+        let patient_until = was_connected.then(|| Instant::now() + PATIENT_FOR);
         let mut down: Option<Arc<str>> = None;
         let mut pauses = Pauses::default();
         loop {
             let connector = self.connector.clone();
             match self.attend(connector.connect(), down.as_ref()).await? {
                 Ok(link) => return ControlFlow::Continue(link),
+                Err(failure) if failure.is_closed && patient_until.is_some_and(|until| Instant::now() < until) => {
+                    self.attend(sleep(SHORT_PAUSE), None).await?;
+                    continue;
+                }
                 Err(failure) => {
                     failure.tell(&mut self.part);
                     self.status.send_replace(Status::Down(Arc::clone(&failure.reason)));
@@ -167,7 +182,7 @@ impl Lane {
     async fn attend<T>(&mut self, future: impl Future<Output = T>, down: Option<&Arc<str>>) -> ControlFlow<(), T> {
         let mut future = pin!(future);
         if let Some(reason) = down {
-            self.waiting.drain(..).for_each(|mut request| request.answer(Err(StoreError::Unavailable(Arc::clone(reason)))));
+            self.waiting.drain(..).for_each(|mut request| request.answer(Err(unavailable(reason))));
         }
         loop {
             let unanswered = self.batch.iter().filter(|request| request.respond.is_some());
@@ -182,7 +197,8 @@ impl Lane {
                 done = &mut future => return ControlFlow::Continue(done),
                 () = overdue, if next.is_some() => self.expire(),
                 request = self.queue.recv(), if next.is_none() => match (request, down) {
-                    (Some(mut request), Some(reason)) => request.answer(Err(StoreError::Unavailable(Arc::clone(reason)))),
+                    // Each of them a failure of its own, which the breaker counts.
+                    (Some(mut request), Some(reason)) => request.answer(Err(unavailable(reason))),
                     (Some(request), None) => self.waiting.push_back(request),
                     (None, _) => return ControlFlow::Break(()),
                 },
@@ -205,7 +221,6 @@ impl Lane {
 
     /// Sends batch after batch until the connection is of no more use (and why), or no store is left.
     async fn serve(&mut self, link: &Link) -> ControlFlow<(), Failure> {
-        let mut link = link.clone();
         let mut lost = link.lost();
         loop {
             if *lost.borrow() {
@@ -231,7 +246,10 @@ impl Lane {
             let requests = self.batch.iter().map(|request| &request.encoded);
             let listings = listed.listings(requests.clone(), &settings.key_prefix, now);
             let command = wire::call(requests, &listings, self.clock.injected());
-            let call = timeout(settings.store_timeout, evaluate(&mut link, &command));
+            let length = self.batch.iter().map(|request| wire::answer_length(&request.encoded)).sum::<usize>() + listings.len();
+            let sent_before = link.sent();
+            let mut asked = link.clone();
+            let call = timeout(settings.store_timeout, evaluate(&mut asked, &command, length));
             let Ok(reply) = (match self.attend(call, None).await {
                 ControlFlow::Continue(reply) => reply,
                 ControlFlow::Break(()) => return ControlFlow::Break(()),
@@ -243,6 +261,11 @@ impl Lane {
                 Ok(reply) => {
                     self.last_reply.has_come();
                     self.answer_all(&reply, &listings);
+                }
+                // The connection was gone before: they wait for the next one.
+                Err(failure) if failure.is_lost && link.sent() == sent_before => {
+                    self.batch.drain(..).rev().for_each(|request| self.waiting.push_front(request));
+                    return ControlFlow::Continue(failure);
                 }
                 Err(failure) => {
                     self.fail_all(&StoreError::from(&failure));
@@ -295,12 +318,15 @@ impl Lane {
     }
 }
 
-/// Runs the script. A server that does not know it ran nothing: it is told, and asked once more.
-pub(super) async fn evaluate(link: &mut Link, command: &Cmd) -> Result<Vec<u8>, Failure> {
-    let mut reply = link.connection.send_packed_command(command).await?;
+/// Runs the script, whose reply has so many bytes. A server that does not know it ran nothing: it is told it for the next calls, and
+/// sent the script itself with this one, which others who flush scripts then cannot fail. (Redis 7.4 forgets what EVAL alone brought.)
+pub(super) async fn evaluate(link: &mut Link, command: &Cmd, length: usize) -> Result<Vec<u8>, Failure> {
+    let longest = length + REPLY_FRAME;
+    let mut reply = link.asking(1, longest).send_packed_command(command).await?;
     if matches!(&reply, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoScript)) {
-        script::load(&mut link.connection).await?;
-        reply = link.connection.send_packed_command(command).await?;
+        script::load(link.asking(1, 0)).await?;
+        let whole = script::with_source(command);
+        reply = link.asking(1, longest).send_packed_command(&whole).await?;
     }
     match reply.extract_error()? {
         Value::BulkString(reply) => Ok(reply),

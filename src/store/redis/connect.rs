@@ -2,6 +2,7 @@
 //! connection's task lives in the runtime of the thread that asked for it, so a connection is kept or closed, never handed on.
 
 use std::hash::BuildHasher;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,19 +10,19 @@ use std::time::Duration;
 
 use deadpool::managed::{Metrics, Object, Pool, PoolError, RecycleError, RecycleResult};
 use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError,
-    RedisResult, TlsCertificates, cmd,
-};
+use deadpool_redis::redis::{AsyncConnectionConfig, PushInfo, PushKind, RedisError, RedisResult, cmd};
 use foldhash::fast::RandomState;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use super::dial::Address;
 use super::failure::Failure;
 use super::listed::Listed;
 use super::script;
-use crate::regular_file;
+use super::stream::{Expected, Watched};
 use crate::store::outage::Outage;
+use crate::store::shown::shown;
 
 /// The most connections of a process: one for each server thread, and a few for administration.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -30,8 +31,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the counters are kept, and with how much patience. Redis 6.0 or newer (`HELLO 3`, `SET … KEEPTTL`). An ACL user needs
-/// `~<prefix>w1|*` and `+evalsha +eval +script|load +mget +exists +get +set +time +zadd +zcard +zremrangebyscore
-/// +pexpire`; for what operators change and look at besides `+del +zrem +zrangebylex +zrevrange +pttl +expire +xadd +xrange
+/// `~<prefix>w1|*` and `+evalsha +eval +script|load +getrange +setrange +exists +get +set +time +zadd +zcard +zremrangebyscore
+/// +pexpire`; for what operators change and look at besides `+del +zrem +mget +zrangebylex +zrevrange +pttl +expire +xadd +xrange
 /// +xrevrange +hincrby +hset +hmget`; `+info` lets weir warn of eviction.
 #[derive(Clone, Debug)]
 pub struct RedisSettings {
@@ -74,7 +75,7 @@ impl Connector {
     /// When the address or the file of authorities is malformed. Nothing is connected yet.
     pub fn new(settings: RedisSettings) -> Result<Connector, RedisSettingsError> {
         let dialer =
-            Dialer { client: client(&settings)?, connect_timeout: settings.connect_timeout, warned: AtomicBool::new(false) };
+            Dialer { address: Address::new(&settings)?, connect_timeout: settings.connect_timeout, warned: AtomicBool::new(false) };
         let pool = Pool::builder(dialer).max_size(MAX_CONNECTIONS).build().expect("a pool without timeouts needs no runtime");
         Ok(Connector { pool, settings: Arc::new(settings), listed: Arc::new(Listed::new()), outage: Arc::default() })
     }
@@ -93,40 +94,40 @@ impl Connector {
     }
 }
 
-fn client(settings: &RedisSettings) -> Result<Client, RedisSettingsError> {
-    let bad_url = |error: RedisError| RedisSettingsError::Url(error.to_string());
-    let info: ConnectionInfo = settings.url.as_str().into_connection_info().map_err(bad_url)?;
-    // RESP3 is what lets the client tell a closed connection at once rather than at the next call.
-    let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    let info = info.set_redis_settings(redis);
-    let Some(path) = &settings.ca_file else {
-        return Client::open(info).map_err(bad_url);
-    };
-    if !settings.url.starts_with("rediss:") {
-        return Err(RedisSettingsError::CaFileWithoutTls);
-    }
-    let bad_file = |reason: String| RedisSettingsError::CaFile { path: path.clone(), reason };
-    let root_cert = regular_file::read_in_time(path, MAX_CA_FILE).map_err(|error| bad_file(error.to_string()))?;
-    if !root_cert.windows(CERTIFICATE.len()).any(|window| window == CERTIFICATE) {
-        return Err(bad_file("no certificate in it; PEM is expected".to_owned()));
-    }
-    Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(root_cert) })
-        .map_err(|error| bad_file(error.to_string()))
-}
-
-/// The longest file of certificates, in bytes: all authorities that browsers trust take a quarter of it.
-const MAX_CA_FILE: u64 = 1 << 20;
-/// How a certificate begins in PEM.
-const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
-
 /// An open connection. Clones share it.
 #[derive(Clone)]
 pub(super) struct Link {
-    pub(super) connection: MultiplexedConnection,
+    connection: MultiplexedConnection,
+    expected: Arc<Expected>,
     lost: Arc<watch::Sender<bool>>,
+    /// Ends with the last clone, and with it the connection.
+    _driver: Arc<Driver>,
+}
+
+/// The task that moves a connection's bytes.
+struct Driver(AbortHandle);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Link {
+    /// What to send so many commands on. None of their replies may have more than `longest` bytes, or [`SHORT_REPLY`]: a longer
+    /// one ends the connection, as does one that was not asked for.
+    ///
+    /// [`SHORT_REPLY`]: super::stream::SHORT_REPLY
+    pub(super) fn asking(&mut self, commands: usize, longest: usize) -> &mut MultiplexedConnection {
+        self.expected.expect(commands, longest);
+        &mut self.connection
+    }
+
+    /// How many bytes were sent so far: what was asked and did not change this has not left the process.
+    pub(super) fn sent(&self) -> u64 {
+        self.expected.written()
+    }
+
     /// Says that this connection is of no more use.
     pub(super) fn give_up(&self) {
         self.lost.send_replace(true);
@@ -161,7 +162,7 @@ impl Pauses {
 
 /// What the pool makes connections with.
 pub(super) struct Dialer {
-    client: Client,
+    address: Address,
     connect_timeout: Duration,
     /// The warning about eviction is given once, until the policy is mended.
     warned: AtomicBool,
@@ -174,7 +175,7 @@ impl deadpool::managed::Manager for Dialer {
     async fn create(&self) -> RedisResult<Link> {
         match timeout(self.connect_timeout, self.dial()).await {
             Ok(link) => link,
-            Err(_) => Err(RedisError::from((ErrorKind::Io, "no connection in time"))),
+            Err(_) => Err(RedisError::from(io::Error::new(io::ErrorKind::TimedOut, "no connection in time"))),
         }
     }
 
@@ -198,21 +199,26 @@ impl Dialer {
         };
         // Timeouts are the caller's: whoever waits knows for how long.
         let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None).set_push_sender(pushed);
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        script::load(&mut connection).await?;
-        self.warn_of_eviction(&mut connection).await;
-        Ok(Link { connection, lost })
+        let expected = Arc::<Expected>::default();
+        let stream = Watched::new(self.address.open().await?, Arc::clone(&expected));
+        let (connection, driver) = MultiplexedConnection::new_with_config(&self.address.redis, stream, config).await?;
+        expected.settle();
+        let driver = Arc::new(Driver(tokio::spawn(driver).abort_handle()));
+        let mut link = Link { connection, expected, lost, _driver: driver };
+        script::load(link.asking(1, 0)).await?;
+        self.warn_of_eviction(&mut link).await;
+        Ok(link)
     }
 
     /// Redis that evicts removes counters silently: whoever was counted starts afresh.
-    async fn warn_of_eviction(&self, connection: &mut MultiplexedConnection) {
+    async fn warn_of_eviction(&self, link: &mut Link) {
         // INFO rather than CONFIG GET: hosted servers allow it.
-        let info: RedisResult<String> = cmd("INFO").arg("memory").query_async(connection).await;
+        let info: RedisResult<String> = cmd("INFO").arg("memory").query_async(link.asking(1, 0)).await;
         let Ok(info) = info else { return };
         let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")).unwrap_or("noeviction").trim();
         let evicts = policy != "noeviction";
         if evicts && !self.warned.swap(true, Ordering::Relaxed) {
-            tracing::warn!(maxmemory_policy = policy, "Redis may evict counters; set maxmemory-policy noeviction");
+            tracing::warn!(maxmemory_policy = &*shown(policy), "Redis may evict counters; set maxmemory-policy noeviction");
         } else if !evicts {
             self.warned.store(false, Ordering::Relaxed);
         }

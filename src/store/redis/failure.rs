@@ -7,6 +7,7 @@ use deadpool_redis::redis::RedisError;
 
 use crate::store::StoreError;
 use crate::store::outage::Part;
+use crate::store::shown::shown;
 
 /// What a server answers that refuses all writes, or everything, whoever asks and for whatever. Absent are answers about one request
 /// alone: `NOPERM` may be about its keys, `CROSSSLOT`, `MOVED`, `ASK` and `TRYAGAIN` are, as is `WRONGTYPE`.
@@ -20,6 +21,8 @@ const PLACE_IN_SCRIPT: &str = " script: ";
 pub(super) struct Failure {
     pub(super) reason: Arc<str>,
     pub(super) is_lost: bool,
+    /// The server closed the connection.
+    pub(super) is_closed: bool,
     /// The server refuses everybody.
     pub(super) is_refusal: bool,
 }
@@ -27,7 +30,7 @@ pub(super) struct Failure {
 impl Failure {
     /// The connection is of no more use.
     pub(super) fn lost(reason: &str) -> Failure {
-        Failure { reason: Arc::from(reason), is_lost: true, is_refusal: false }
+        Failure { reason: shown(reason), is_lost: true, is_closed: false, is_refusal: false }
     }
 
     /// Tells the log why this part has no connection: the server itself said so, or it cannot be reached.
@@ -42,8 +45,9 @@ impl From<RedisError> for Failure {
         let refusal = error.code().and_then(|code| refusal(code, error.detail().unwrap_or_default()));
         let is_replaced = refusal.is_some_and(|refusal| REPLACED.contains(&refusal));
         let is_lost = error.is_io_error() || error.is_unrecoverable_error() || is_replaced;
+        let is_closed = error.is_connection_dropped() && !error.is_connection_refusal();
         let reason = text.split(PLACE_IN_SCRIPT).next().unwrap_or(&text);
-        Failure { reason: Arc::from(reason), is_lost, is_refusal: refusal.is_some() }
+        Failure { reason: shown(reason), is_lost, is_closed, is_refusal: refusal.is_some() }
     }
 }
 

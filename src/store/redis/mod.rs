@@ -2,13 +2,16 @@
 //! ([`script`], `lua/`); requests go there in batches over one connection per server thread ([`batch`]).
 
 mod batch;
+mod bounded;
 mod connect;
+mod dial;
 mod failure;
 mod listed;
 mod probe;
 mod records;
 mod reservations;
 mod script;
+mod stream;
 mod subjects;
 mod wire;
 
@@ -31,11 +34,15 @@ pub use self::records::RedisRecords;
 pub use self::subjects::RedisSubjects;
 use self::wire::Encoded;
 use super::guard::Probe;
+use super::shown::shown;
 use super::{Clock, Group, Outcomes, Store, StoreError, Wait};
 use crate::rules::key::STATE_VERSION;
 
 /// How long a replica counts as alive after its last heartbeat, in ms: three of them at one every five seconds.
 const HEARTBEAT_TTL_MS: u64 = 15_000;
+
+/// The most replicas that count.
+const MAX_REPLICAS: u32 = 100_000;
 
 /// One lane to Redis: a store for the thread that made it.
 pub struct RedisStore {
@@ -113,11 +120,12 @@ impl RedisStore {
         let mut link = self.link(Instant::now() + settings.store_timeout).await?;
         let mut command = cmd("EVAL");
         command.arg(include_str!("lua/heartbeat.lua")).arg(1).arg(key).arg(id).arg(HEARTBEAT_TTL_MS);
-        let alive: RedisResult<u32> = match timeout(settings.store_timeout, command.query_async(&mut link.connection)).await {
+        let alive: RedisResult<u32> = match timeout(settings.store_timeout, command.query_async(link.asking(1, 0))).await {
             Ok(alive) => alive,
             Err(_) => return Err(StoreError::Timeout),
         };
-        alive.map_err(|error| Failure::from(error).into())
+        // The set is anyone's to write; nobody runs more replicas.
+        alive.map(|alive| alive.clamp(1, MAX_REPLICAS)).map_err(|error| Failure::from(error).into())
     }
 
     /// Queues a group.
@@ -213,7 +221,7 @@ impl Store for RedisStore {
 }
 
 fn unavailable(reason: &str) -> StoreError {
-    StoreError::Unavailable(Arc::from(reason))
+    StoreError::Unavailable(shown(reason))
 }
 
 impl Probe for RedisStore {

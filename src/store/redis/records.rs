@@ -11,12 +11,15 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use self::follow::{Follower, Position, Status};
+use super::bounded::{MAX_NAME, MAX_TEXTS, NAMES_REPLY, TEXTS_REPLY, bounded};
 use super::connect::{Connector, Link};
 use super::failure::Failure;
 use super::{STRANGE, unavailable};
 use crate::rules::key::STATE_VERSION;
 use crate::store::StoreError;
-use crate::store::records::{Change, Expected, MAX_PAGE, MAX_RECORDS, Page, RecordName, RecordStore, Subscriber, WriteError};
+use crate::store::records::{
+    Change, Expected, MAX_PAGE, MAX_RECORDS, MAX_TEXT, Page, RecordName, RecordStore, Subscriber, WriteError,
+};
 
 /// How long one step of an operator's call may take, the wait for a connection included. No decision waits for one.
 const STEP_TIME: Duration = Duration::from_secs(2);
@@ -103,17 +106,20 @@ impl RedisRecords {
         Instant::now() + STEP_TIME
     }
 
-    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+    /// The reply has `longest` bytes at most, or as many as any reply.
+    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd, longest: usize) -> Result<T, StoreError> {
         let deadline = RedisRecords::step();
         let mut link = self.link(deadline).await?;
-        let mut connection = link.connection.clone();
-        answered(&mut link, deadline, command.query_async(&mut connection)).await.map_err(without_answer)
+        let mut asked = link.clone();
+        let answer = command.query_async(asked.asking(1, longest));
+        answered(&mut link, deadline, answer).await.map_err(without_answer)
     }
 
     pub(super) async fn ask_all<T: FromRedisValue>(&self, pipeline: &Pipeline, deadline: Instant) -> Result<T, StoreError> {
         let mut link = self.link(deadline).await?;
-        let mut connection = link.connection.clone();
-        answered(&mut link, deadline, pipeline.query_async(&mut connection)).await.map_err(without_answer)
+        let mut asked = link.clone();
+        let answer = pipeline.query_async(asked.asking(pipeline.len(), 0));
+        answered(&mut link, deadline, answer).await.map_err(without_answer)
     }
 }
 
@@ -129,9 +135,10 @@ fn not_written(error: Option<RedisError>) -> WriteError {
 }
 
 /// `None`: no answer in time; the connection is given up.
-async fn answer<T: FromRedisValue>(link: &mut Link, command: &Cmd) -> Result<T, Option<RedisError>> {
-    let mut connection = link.connection.clone();
-    answered(link, Instant::now() + BACKGROUND_TIME, command.query_async(&mut connection)).await
+async fn answer<T: FromRedisValue>(link: &mut Link, command: &Cmd, longest: usize) -> Result<T, Option<RedisError>> {
+    let mut asked = link.clone();
+    let answer = command.query_async(asked.asking(1, longest));
+    answered(link, Instant::now() + BACKGROUND_TIME, answer).await
 }
 
 /// `None`: no answer by the deadline; the connection is given up.
@@ -150,14 +157,14 @@ pub(super) async fn answered<T, E>(
 }
 
 /// Names in order, from the first that begins with `prefix` and comes after `after`.
-fn page(keys: &Keys, prefix: &str, after: &str, count: usize) -> Cmd {
+fn page(keys: &Keys, prefix: &str, after: &[u8], count: usize) -> Cmd {
     let min = match (prefix, after) {
-        ("", "") => "-".to_owned(),
-        (prefix, after) if after < prefix => format!("[{prefix}"),
-        (_, after) => format!("({after}"),
+        ("", b"") => b"-".to_vec(),
+        (prefix, after) if after < prefix.as_bytes() => [b"[", prefix.as_bytes()].concat(),
+        (_, after) => [b"(", after].concat(),
     };
-    let mut command = cmd("ZRANGEBYLEX");
-    command.arg(&keys.index).arg(min);
+    let mut command = bounded("ZRANGEBYLEX", &[&keys.index], MAX_NAME);
+    command.arg(min);
     // Names are UTF-8, which has no byte 0xff.
     match prefix {
         "" => command.arg("+"),
@@ -167,10 +174,35 @@ fn page(keys: &Keys, prefix: &str, after: &str, count: usize) -> Cmd {
     command
 }
 
+/// A page of names as it was read: those that can be one of ours, and after what the next page begins.
+struct Names {
+    named: Vec<String>,
+    after: Vec<u8>,
+    others: usize,
+}
+
+impl Names {
+    fn new(read: Vec<Vec<u8>>) -> Names {
+        let mut after = read.last().cloned().unwrap_or_default();
+        if after.len() > MAX_NAME {
+            // Behind every name that begins like this.
+            after.push(0xff);
+        }
+        let count = read.len();
+        let readable = read.into_iter().filter(|name| name.len() <= MAX_NAME);
+        let named: Vec<String> = readable.filter_map(|name| String::from_utf8(name).ok()).collect();
+        Names { others: count - named.len(), named, after }
+    }
+}
+
+/// Of [`MAX_TEXTS`] names at most.
 fn texts(keys: &Keys, names: &[String]) -> Cmd {
-    let mut command = cmd("MGET");
-    command.arg(names.iter().map(|name| keys.record(name)).collect::<Vec<_>>());
-    command
+    bounded("MGET", &names.iter().map(|name| keys.record(name)).collect::<Vec<_>>(), MAX_TEXT)
+}
+
+/// A text that may be one of ours.
+fn text(found: Option<Vec<u8>>) -> Option<Vec<u8>> {
+    found.filter(|text| text.len() <= MAX_TEXT)
 }
 
 impl RecordStore for RedisRecords {
@@ -179,19 +211,22 @@ impl RecordStore for RedisRecords {
     }
 
     async fn read(&self, name: &RecordName) -> Result<Option<String>, StoreError> {
-        let mut command = cmd("GET");
-        command.arg(self.keys.record(&name.text()));
-        self.ask(&command).await
+        let command = bounded("GET", &[self.keys.record(&name.text())], MAX_TEXT);
+        let found = self.ask(&command, TEXTS_REPLY).await?;
+        Ok(text(found).map(|text| String::from_utf8_lossy(&text).into_owned()))
     }
 
     async fn list(&self, prefix: &str, after: &str, count: usize) -> Result<Page, StoreError> {
         let count = count.min(MAX_PAGE);
-        let names: Vec<String> = self.ask(&page(&self.keys, prefix, after, count)).await?;
-        if names.is_empty() {
-            return Ok(Page::default());
+        let read = self.ask(&page(&self.keys, prefix, after.as_bytes(), count), NAMES_REPLY).await?;
+        let Names { named, others, .. } = Names::new(read);
+        let mut records = Vec::with_capacity(named.len());
+        for names in named.chunks(MAX_TEXTS) {
+            let found: Vec<Option<Vec<u8>>> = self.ask(&texts(&self.keys, names), TEXTS_REPLY).await?;
+            let found = found.into_iter().map(|found| text(found).map(|text| String::from_utf8_lossy(&text).into_owned()));
+            records.extend(names.iter().cloned().zip(found));
         }
-        let texts: Vec<Option<String>> = self.ask(&texts(&self.keys, &names)).await?;
-        Ok(Page::new(names.into_iter().zip(texts).collect(), count))
+        Ok(Page::new(records, count - others.min(count)))
     }
 
     async fn write(&self, changes: &[Change]) -> Result<(), WriteError> {
@@ -213,8 +248,8 @@ impl RecordStore for RedisRecords {
         }
         let deadline = RedisRecords::step();
         let mut link = self.link(deadline).await?;
-        let mut connection = link.connection.clone();
-        let reply = answered(&mut link, deadline, command.query_async(&mut connection)).await;
+        let mut asked = link.clone();
+        let reply = answered(&mut link, deadline, command.query_async(asked.asking(1, 0))).await;
         let reply: String = reply.map_err(not_written)?;
         match (&*reply, Position::parse(&reply)) {
             ("conflict", _) => Err(WriteError::Conflict),

@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
-use deadpool_redis::redis::{RedisResult, cmd};
+use deadpool_redis::redis::{RedisError, RedisResult};
 use tokio::time::{Instant, timeout_at};
 
 use super::batch::Status;
+use super::bounded::bounded;
 use super::connect::Link;
 use super::failure::Failure;
 use super::wire::{self, Encoded};
@@ -15,6 +16,9 @@ use crate::limit::Outcome;
 use crate::rules::key::Key;
 use crate::store::reservations::{Gated, Kept, Passed, ReservationStore};
 use crate::store::{Outcomes, StoreError, Wait};
+
+/// The longest reservation that is read, in bytes; as in `lua/reservation.lua`.
+const MAX_KEPT: usize = 4 << 20;
 
 impl ReservationStore for RedisStore {
     async fn pass(&self, gated: &Gated, wait: Wait) -> Result<Passed, StoreError> {
@@ -29,18 +33,23 @@ impl ReservationStore for RedisStore {
 
     async fn kept(&self, key: &Key, wait: Wait) -> Result<Option<Kept>, StoreError> {
         let mut link = self.link_unless_down(wait.deadline).await?;
-        let mut command = cmd("GET");
-        command.arg(key.as_bytes());
-        let found: RedisResult<Option<Vec<u8>>> =
-            timeout_at(wait.deadline, command.query_async(&mut link.connection)).await.map_err(|_| StoreError::Timeout)?;
+        let command = bounded("GET", &[key.as_bytes()], MAX_KEPT);
+        let answer = command.query_async(link.asking(1, MAX_KEPT + 64));
+        let found: RedisResult<Option<Vec<u8>>> = timeout_at(wait.deadline, answer).await.map_err(|_| StoreError::Timeout)?;
         let foreign = || StoreError::Foreign(key.as_bytes().escape_ascii().to_string().into());
         match found {
             Ok(None) => Ok(None),
+            Ok(Some(found)) if found.len() > MAX_KEPT => Err(foreign()),
             Ok(Some(found)) => wire::kept(&found).ok_or_else(foreign).map(Some),
-            Err(error) if error.code() == Some("WRONGTYPE") => Err(foreign()),
+            Err(error) if is_wrong_type(&error) => Err(foreign()),
             Err(error) => Err(Failure::from(error).into()),
         }
     }
+}
+
+/// Redis 6 says it within another error.
+fn is_wrong_type(error: &RedisError) -> bool {
+    error.code() == Some("WRONGTYPE") || error.detail().is_some_and(|detail| detail.contains("-WRONGTYPE "))
 }
 
 impl RedisStore {

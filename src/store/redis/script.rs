@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{RedisResult, Script};
+use deadpool_redis::redis::{Arg, Cmd, RedisResult, Script, cmd};
 
 const SOURCE: &str = concat!(
     include_str!("lua/prelude.lua"),
@@ -24,7 +24,19 @@ pub(super) fn digest() -> &'static str {
     DECIDE.get_hash()
 }
 
-/// Makes the script known to the server.
+/// The same call with the script itself instead of its name: a server that runs it cannot say that it does not know it.
+pub(super) fn with_source(command: &Cmd) -> Cmd {
+    let mut whole = cmd("EVAL");
+    whole.arg(SOURCE);
+    for argument in command.args_iter().skip(2) {
+        if let Arg::Simple(argument) = argument {
+            whole.arg(argument);
+        }
+    }
+    whole
+}
+
+/// Makes the script known to the server. What the server says that it is called matters to nobody: `Script` would panic at a lie.
 pub(super) async fn load(connection: &mut MultiplexedConnection) -> RedisResult<()> {
-    DECIDE.load_async(connection).await.map(drop)
+    cmd("SCRIPT").arg("LOAD").arg(SOURCE).exec_async(connection).await
 }

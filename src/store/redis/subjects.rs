@@ -6,16 +6,20 @@ use deadpool_redis::redis::{Pipeline, RedisError, RedisResult, Value, cmd, pipe}
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
+use super::bounded::{MAX_NAME, NAMES_REPLY, bounded};
 use super::records::{BACKGROUND_TIME, RedisRecords, answered};
 use super::wire::{self, Encoded};
 use super::{Clock, STRANGE, batch, unavailable};
 use crate::rules::key::{self, Key};
 use crate::store::history::{MAX_COUNT, Tally};
+use crate::store::shown::shown;
 use crate::store::subjects::{Day, MAX_COUNTERS, Remembered, SubjectStore};
 use crate::store::{Group, Outcomes, StoreError};
 
 /// Subjects whose days are written by one pipeline.
 const MAX_PIPELINE: usize = 1_000;
+/// The longest field of a day, in bytes: a number, or the name of a tier.
+const MAX_FIELD: usize = 256;
 const SECONDS_A_DAY: u64 = 86_400;
 
 /// What is added to a day of a history, by its name.
@@ -41,10 +45,10 @@ impl SubjectStore for RedisSubjects {
     }
 
     async fn counters(&self, domain_prefix: &[u8], subject: &[u8]) -> Result<Vec<Key>, StoreError> {
-        let mut command = cmd("ZREVRANGE");
-        command.arg(key::of_subject(domain_prefix, subject, "index")).arg(0).arg(MAX_COUNTERS - 1);
-        let keys: Vec<Vec<u8>> = self.records.ask(&command).await?;
-        Ok(keys.into_iter().map(Key::from_bytes).collect())
+        let mut command = bounded("ZREVRANGE", &[key::of_subject(domain_prefix, subject, "index")], MAX_NAME);
+        command.arg(0).arg(MAX_COUNTERS - 1);
+        let keys: Vec<Vec<u8>> = self.records.ask(&command, NAMES_REPLY).await?;
+        Ok(keys.into_iter().filter(|key| key.len() <= MAX_NAME).map(Key::from_bytes).collect())
     }
 
     async fn look(&self, group: &Group) -> Result<Outcomes, StoreError> {
@@ -54,7 +58,7 @@ impl SubjectStore for RedisSubjects {
         let deadline = RedisRecords::step();
         let mut link = self.records.link(deadline).await?;
         let mut asked = link.clone();
-        let reply = answered(&mut link, deadline, batch::evaluate(&mut asked, &command)).await;
+        let reply = answered(&mut link, deadline, batch::evaluate(&mut asked, &command, wire::answer_length(&encoded))).await;
         let reply = reply.map_err(|failure| failure.map_or(StoreError::Timeout, StoreError::from))?;
         wire::take_answer(&mut &reply[..], &encoded).ok_or_else(|| unavailable(STRANGE))?
     }
@@ -65,7 +69,7 @@ impl SubjectStore for RedisSubjects {
         }
         let mut command = cmd("DEL");
         command.arg(counters.iter().map(Key::as_bytes).collect::<Vec<_>>());
-        self.records.ask(&command).await
+        self.records.ask(&command, 0).await
     }
 
     /// Stops when there is no answer, and takes nothing of that pipeline for written. What Redis cannot add to is lost alone.
@@ -90,12 +94,15 @@ impl SubjectStore for RedisSubjects {
         let days: Vec<Day> = (from..=to).collect();
         let mut pipeline = pipe();
         for day in &days {
-            pipeline.cmd("HMGET").arg(of_day(history, *day)).arg(&["allowed", "refused", "cost", "tier"]);
+            let mut command = bounded("HMGET", &[of_day(history, *day)], MAX_FIELD);
+            command.arg(&["allowed", "refused", "cost", "tier"]);
+            pipeline.add_command(command);
         }
-        type Fields = (Option<u64>, Option<u64>, Option<u64>, Option<String>);
+        type Fields = (Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>);
         let found: Vec<Fields> = self.records.ask_all(&pipeline, RedisRecords::step()).await?;
         let tallies = days.into_iter().zip(found).map(|(day, (allowed, refused, cost, tier))| {
-            let [allowed, refused, cost] = [allowed, refused, cost].map(Option::unwrap_or_default);
+            let [allowed, refused, cost] = [allowed, refused, cost].map(|field| field.as_deref().map_or(0, count));
+            let tier = tier.and_then(|tier| String::from_utf8(tier).ok()).filter(|tier| *shown(tier) == **tier);
             (day, Tally { allowed, refused, cost, tier: tier.map(String::into_boxed_str) })
         });
         Ok(tallies.filter(|(_, tally)| *tally != Tally::default()).collect())
@@ -171,6 +178,12 @@ impl Failed {
     fn is_overflow(&self) -> bool {
         self.error.detail().is_some_and(|detail| detail.contains("would overflow"))
     }
+}
+
+/// A count that was added up there; what is no number counts as none.
+fn count(field: &[u8]) -> u64 {
+    let number = std::str::from_utf8(field).ok().and_then(|field| field.parse::<u64>().ok());
+    number.unwrap_or(0).min(MAX_COUNT)
 }
 
 fn of_row((name, day, _): &Row) -> Vec<u8> {

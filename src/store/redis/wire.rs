@@ -279,7 +279,7 @@ pub(super) fn take_answer(reply: &mut &[u8], request: &Encoded) -> Option<Result
     let mut outcomes = Outcomes::with_capacity(request.checks());
     for (answer, (_, key)) in answer.chunks_exact(ANSWER_SIZE).zip(request.counters()) {
         outcomes.push(match answer[0] {
-            0 | 1 => outcome(answer),
+            0 | 1 if is_sound(answer) => outcome(answer),
             2 => return Some(Err(StoreError::Foreign(Arc::from(key.escape_ascii().to_string())))),
             // Another key of this request is foreign.
             3 => continue,
@@ -287,6 +287,17 @@ pub(super) fn take_answer(reply: &mut &[u8], request: &Encoded) -> Option<Result
         });
     }
     Some(Ok(outcomes))
+}
+
+/// Whether these can be numbers of the script: what is left, a time or [`NEVER`], and another time.
+///
+/// [`NEVER`]: RetryAfter::Never
+fn is_sound(answer: &[u8]) -> bool {
+    const MOST: f64 = 18_446_744_073_709_551_616.0;
+    let [remaining, after, delay] = [1, 9, 17].map(|at| number(&answer[at..at + 8]));
+    let is_time = |time: f64| (0.0..MAX_EXACT as f64).contains(&time);
+    let is_never = answer[0] == 0 && after == -1.0;
+    (0.0..=MOST).contains(&remaining) && (is_time(after) || is_never) && is_time(delay)
 }
 
 /// One that was decided.

@@ -7,20 +7,25 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use deadpool::managed::Object;
-use deadpool_redis::redis::{Pipeline, RedisError, cmd};
+use deadpool_redis::redis::{Pipeline, RedisError};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use super::{BACKGROUND_TIME, Keys, answer, answered, page, texts};
-use crate::limit::{Micros, SECOND};
+use super::{BACKGROUND_TIME, Keys, Names, answer, answered, page, text, texts};
+use crate::limit::{MAX_EXACT, Micros, SECOND};
 use crate::store::Clock;
-use crate::store::records::{MAX_PAGE, MAX_RECORDS, Record, RecordName, Subscriber, readable};
+use crate::store::outage::kind;
+use crate::store::records::{MAX_PAGE, MAX_RECORDS, MAX_TEXT, Record, RecordName, Subscriber, readable};
 use crate::store::redis::CLOSED;
+use crate::store::redis::bounded::{MAX_NAME, MAX_TEXTS, NAMES_REPLY, TEXTS_REPLY, bounded};
 use crate::store::redis::connect::{Connector, Link, Pauses};
 use crate::store::redis::failure::Failure;
 
 /// How often the feed is looked at: a change is in effect everywhere within this and a round trip.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// The longest id of a change, in bytes.
+const MAX_ID: usize = 64;
 
 /// A place in the feed: its beginning, in ms since the epoch, and how many changes there were since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,8 +48,9 @@ impl Position {
         self >= other
     }
 
-    fn next(self) -> Position {
-        Position { number: self.number + 1, ..self }
+    /// `None` after the last that there can be.
+    fn next(self) -> Option<Position> {
+        Some(Position { number: self.number.checked_add(1)?, ..self })
     }
 
     fn id(self) -> String {
@@ -104,8 +110,8 @@ impl Follower {
                     }
                     if failure.is_lost || failure.is_refusal {
                         failure.tell(&mut part);
-                    } else if logged.as_ref() != Some(&failure.reason) {
-                        // Not for each attempt, but for each reason.
+                    } else if logged.as_deref().is_none_or(|logged| kind(logged) != kind(&failure.reason)) {
+                        // Not for each attempt, but for each kind of reason.
                         let reason = &*failure.reason;
                         tracing::warn!(reason, "lost the feed of overrides; weir uses the last known ones and tries again");
                         logged = Some(Arc::clone(&failure.reason));
@@ -165,14 +171,20 @@ impl Follower {
     /// Where the feed ends. What time it is there is asked at once: blocks and exemptions end by that clock.
     async fn end(&self, link: &mut Link) -> Answered<Position> {
         let mut calls = Pipeline::new();
-        calls.cmd("XREVRANGE").arg(&self.keys.feed).arg("+").arg("-").arg("COUNT").arg(1).cmd("TIME");
-        let mut connection = link.connection.clone();
+        let mut last = bounded("XREVRANGE", &[&self.keys.feed], MAX_ID);
+        last.arg("+").arg("-").arg("COUNT").arg(1);
+        calls.add_command(last).cmd("TIME");
+        let mut asked = link.clone();
+        let connection = asked.asking(2, 0);
         let before = Clock::System.now();
         let deadline = Instant::now() + BACKGROUND_TIME;
-        let answer = answered(link, deadline, calls.query_async(&mut connection));
+        let answer = answered(link, deadline, calls.query_async(connection));
         let (last, (seconds, micros)): (Entries, (Micros, Micros)) = answer.await?;
         let store = seconds.saturating_mul(SECOND).saturating_add(micros);
-        self.subscriber.clock_was_read(before, store, Clock::System.now());
+        // Beyond this nothing counts; see `limit::MAX_EXACT`.
+        if store < MAX_EXACT {
+            self.subscriber.clock_was_read(before, store, Clock::System.now());
+        }
         Ok(last.first().and_then(|(id, _)| Position::parse(id)).unwrap_or(Position::NONE))
     }
 
@@ -180,14 +192,22 @@ impl Follower {
     async fn load(&self, link: &mut Link) -> Answered<Position> {
         let position = self.end(link).await?;
         let mut records: Vec<(RecordName, Record)> = Vec::new();
-        let mut after = String::new();
-        while records.len() < MAX_RECORDS {
-            let names: Vec<String> = answer(link, &page(&self.keys, "", &after, MAX_PAGE)).await?;
-            let Some(last) = names.last() else { break };
-            after.clone_from(last);
-            let found: Vec<Option<Vec<u8>>> = answer(link, &texts(&self.keys, &names)).await?;
-            let named = names.iter().zip(&found).filter_map(|(name, text)| Some((Cow::from(&**name), lossy(text.as_ref()?))));
-            records.extend(readable(named));
+        let (mut after, mut others) = (Vec::new(), 0);
+        while records.len() + others < MAX_RECORDS {
+            let read: Vec<Vec<u8>> = answer(link, &page(&self.keys, "", &after, MAX_PAGE), NAMES_REPLY).await?;
+            let names = Names::new(read);
+            // A page that does not go on would come for ever.
+            if names.after <= after {
+                break;
+            }
+            after = names.after;
+            others += names.others;
+            for names in names.named.chunks(MAX_TEXTS) {
+                let found: Vec<Option<Vec<u8>>> = answer(link, &texts(&self.keys, names), TEXTS_REPLY).await?;
+                let found: Vec<Option<Vec<u8>>> = found.into_iter().map(text).collect();
+                let named = names.iter().zip(&found).filter_map(|(name, text)| Some((Cow::from(&**name), lossy(text.as_ref()?))));
+                records.extend(readable(named));
+            }
         }
         // Loaded anew after an outage: the line that tells of its end is enough.
         if self.status.borrow().position.is_none() {
@@ -204,15 +224,16 @@ impl Follower {
             return Ok(if end == position { ControlFlow::Continue(position) } else { ControlFlow::Break(()) });
         }
         while position < end {
-            let mut command = cmd("XRANGE");
-            command.arg(&self.keys.feed).arg(position.next().id()).arg("+").arg("COUNT").arg(MAX_PAGE);
-            let entries: Entries = answer(link, &command).await?;
+            let Some(from) = position.next() else { return Ok(ControlFlow::Break(())) };
+            // What stands before a text, and the text.
+            let mut command = bounded("XRANGE", &[&self.keys.feed], MAX_TEXT + 1);
+            command.arg(from.id()).arg("+").arg("COUNT").arg(MAX_TEXTS);
+            let entries: Entries = answer(link, &command, TEXTS_REPLY).await?;
             let mut changes = Vec::with_capacity(entries.len());
             for (id, fields) in &entries {
-                if Position::parse(id) != Some(position.next()) {
-                    return Ok(ControlFlow::Break(()));
-                }
-                position = position.next();
+                let next = position.next();
+                let Some(next) = next.filter(|_| Position::parse(id) == next) else { return Ok(ControlFlow::Break(())) };
+                position = next;
                 changes.extend(change(fields));
             }
             if entries.is_empty() {
@@ -235,6 +256,9 @@ fn lossy(text: &[u8]) -> Cow<'_, str> {
 /// `name`, the name, `next`, what it is from now on. What cannot be read counts as none.
 fn change(fields: &[Vec<u8>]) -> Option<(RecordName, Option<Record>)> {
     let [_, name, _, next] = fields else { return None };
+    if name.len() > MAX_NAME || next.len() > MAX_TEXT + 1 {
+        return None;
+    }
     let name = lossy(name);
     let parsed = RecordName::parse(&name)?;
     let text = next.strip_prefix(b"=").map(|text| (name, lossy(text)));
