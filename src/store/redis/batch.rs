@@ -329,7 +329,8 @@ pub(super) async fn evaluate(link: &mut Link, command: &Cmd, length: usize) -> R
         reply = link.asking(1, longest).send_packed_command(&whole).await?;
     }
     match reply.extract_error()? {
-        Value::BulkString(reply) => Ok(reply),
+        Value::BulkString(reply) if reply.len() == length => Ok(reply),
+        // Perhaps that of another call: the connection cannot be trusted any more.
         _ => Err(Failure::lost(STRANGE)),
     }
 }

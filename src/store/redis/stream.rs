@@ -69,8 +69,8 @@ impl Expected {
     }
 
     fn end(&self) {
-        // Nobody else counts down.
-        self.replies.fetch_sub(1, Ordering::Relaxed);
+        // One that began before the connection was settled counts no more.
+        drop(self.replies.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |replies| replies.checked_sub(1)));
     }
 }
 
