@@ -70,7 +70,7 @@ impl Expected {
 
     fn end(&self) {
         // One that began before the connection was settled counts no more.
-        drop(self.replies.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |replies| replies.checked_sub(1)));
+        let _ = self.replies.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |replies| replies.checked_sub(1));
     }
 }
 
