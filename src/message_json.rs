@@ -54,6 +54,35 @@ pub fn object(json: &[u8]) -> Result<Map<String, Value>, String> {
     }
 }
 
+/// The message that one record of a list is: a mistake names its field below `place`, such as `subjects[3]`.
+///
+/// # Errors
+/// As [`object`] and [`of_object`].
+pub fn record(message: &MessageDescriptor, json: &[u8], place: &str) -> Result<DynamicMessage, String> {
+    let mut text = serde_json::Deserializer::from_slice(json);
+    let mut track = Track::new();
+    let read = Once.deserialize(serde_path_to_error::Deserializer::new(&mut text, &mut track));
+    let value = match read.and_then(|value| text.end().map(|()| value)) {
+        Ok(value) => value,
+        // Line and column count from the record's first brace.
+        Err(error) if error.line() > 0 => return Err(below(place, track, &format!("{error} of the record"))),
+        Err(error) => return Err(below(place, track, &error)),
+    };
+    if let Some(mistake) = unknown_field(message, &value, &format!("{place}.")) {
+        return Err(mistake);
+    }
+    let mut track = Track::new();
+    let read = DynamicMessage::deserialize(message.clone(), serde_path_to_error::Deserializer::new(&value, &mut track));
+    read.map_err(|error| below(place, track, &error))
+}
+
+fn below(place: &str, track: Track, error: &impl fmt::Display) -> String {
+    match track.path().to_string() {
+        path if path == "." => format!("{place}: {error}"),
+        path => format!("{place}.{path}: {error}"),
+    }
+}
+
 fn at(place: Track, error: &impl fmt::Display) -> String {
     match place.path().to_string() {
         path if path == "." => error.to_string(),
@@ -159,6 +188,23 @@ impl<'de> Visitor<'de> for Once {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mistakes_in_a_record_are_named_below_its_place() {
+        let pool = prost_reflect::DescriptorPool::decode(crate::admin::DESCRIPTOR_SET).unwrap();
+        let subject = pool.get_message_by_name("weir.admin.v1.Subject").unwrap();
+        for (json, expected) in [
+            (r#"{"teir": "pro"}"#, "subjects[3].teir: there is no such field; did you mean `tier`?"),
+            (r#"{"limits": [{"mothly": 1}]}"#, "subjects[3].limits[0].mothly: there is no such field"),
+            (r#"{"limits": [{"daily": "x"}]}"#, "subjects[3].limits[0].daily: "),
+            (r#"{"tier": "a", "tier": "b"}"#, "subjects[3]: `tier` is given twice at line 1 column 20 of the record"),
+            (r#"{"tier" "a"}"#, "subjects[3]: expected `:` at line 1 column 9 of the record"),
+        ] {
+            let reason = record(&subject, json.as_bytes(), "subjects[3]").unwrap_err();
+            assert!(reason.starts_with(expected), "{json}: {reason}");
+        }
+        assert!(record(&subject, br#"{"domain": "api"}"#, "subjects[3]").is_ok());
+    }
 
     #[test]
     fn a_field_that_is_given_twice_is_an_error_at_any_depth() {

@@ -11,6 +11,7 @@ use tonic::async_trait;
 use tracing::field::display;
 
 use super::access::{Access, Caller, Peer, Refusal, Role};
+use super::bounds::{self, Turns};
 use super::operations::{Operations, OperatorStore};
 use super::problem::Problem;
 use super::proto::weir::admin::v1 as proto;
@@ -18,6 +19,10 @@ use super::proto::weir::admin::v1::admin_service_server::AdminService;
 
 /// The service's full name.
 pub const SERVICE: &str = "weir.admin.v1.AdminService";
+/// The one call whose request may be long.
+pub(super) const IMPORT: &str = "ImportRecords";
+/// The longest reason in a refusal over gRPC, in bytes: it is a header, of which clients read 8 KiB and escapes triple it.
+const MAX_REASON: usize = 2_400;
 /// The most of a request that the audit log repeats, in bytes.
 const MAX_AUDITED: usize = 1_024;
 
@@ -49,7 +54,7 @@ const CALL_TIME: Duration = Duration::from_secs(5);
 const IMPORT_TIME: Duration = Duration::from_secs(30);
 
 fn time_for(name: &str) -> Duration {
-    if name == "ImportRecords" { IMPORT_TIME } else { CALL_TIME }
+    if name == IMPORT { IMPORT_TIME } else { CALL_TIME }
 }
 
 const SUBJECT: &str = "/v1/domains/{domain}/subjects/{subject}";
@@ -72,7 +77,7 @@ pub(super) static CALLS: &[Call] = &[
     call("GetHistory", Role::Read, Method::GET, "/v1/domains/{domain}/subjects/{subject}/history"),
     call("Explain", Role::Read, Method::POST, "/v1/domains/{domain}/explain"),
     call("ExportRecords", Role::Read, Method::GET, "/v1/records"),
-    call("ImportRecords", Role::Change, Method::POST, "/v1/records"),
+    call(IMPORT, Role::Change, Method::POST, "/v1/records"),
 ];
 
 /// The call of a path over gRPC.
@@ -88,9 +93,10 @@ fn role(name: &str) -> Role {
 
 /// The API, by whichever protocol.
 pub struct AdminApi<S> {
-    operations: Operations<S>,
+    pub(super) operations: Operations<S>,
     access: Access,
     pub(super) pool: DescriptorPool,
+    pub(super) turns: Turns,
 }
 
 /// Why a call has no answer.
@@ -112,7 +118,7 @@ pub(super) struct Head<'a> {
 impl<S: OperatorStore> AdminApi<S> {
     pub fn new(operations: Operations<S>, access: Access) -> AdminApi<S> {
         let pool = DescriptorPool::decode(DESCRIPTOR_SET).expect("the descriptor set is compiled in");
-        AdminApi { operations, access, pool }
+        AdminApi { operations, access, pool, turns: Turns::new() }
     }
 
     /// Who calls, if they may. What is `known` of the request already goes to the audit of a refused change.
@@ -156,8 +162,14 @@ impl<S: OperatorStore> AdminApi<S> {
             return Ok(answer?);
         }
         let answer = answer.map_err(Problem::unchanged);
-        let (by, from) = (caller.name.as_str(), caller.from.map(display));
-        match &answer {
+        self.audit(name, caller, shown, &answer);
+        Ok(answer?)
+    }
+
+    /// Writes what came of a change to the audit, with as much of its request as is shown.
+    pub(super) fn audit<A>(&self, name: &str, caller: &Caller, shown: String, answer: &Result<A, Problem>) {
+        let (by, from, shown) = (caller.name.as_str(), caller.from.map(display), cut(shown));
+        match answer {
             Ok(_) => tracing::info!(target: "audit", by, from, call = name, request = shown, outcome = "done", "audit: changed"),
             Err(problem @ Problem::Uncertain(_)) => {
                 tracing::warn!(target: "audit", by, from, call = name, request = shown, outcome = %problem, "audit: may have changed");
@@ -166,12 +178,14 @@ impl<S: OperatorStore> AdminApi<S> {
                 tracing::warn!(target: "audit", by, from, call = name, request = shown, outcome = %problem, "audit: not changed")
             }
         }
-        Ok(answer?)
     }
 
     fn audited(&self, name: &str, request: &impl Message) -> String {
         let Some(descriptor) = self.method(name).map(|method| method.input()) else { return String::new() };
-        let Ok(message) = DynamicMessage::decode(descriptor, request.encode_to_vec().as_slice()) else { return String::new() };
+        // Of a long import no more is put into JSON than is shown.
+        let request = request.encode_to_vec();
+        let beginning = bounds::beginning(&request, MAX_AUDITED);
+        let Ok(message) = DynamicMessage::decode(descriptor, beginning) else { return String::new() };
         cut(serde_json::to_string(&message).unwrap_or_default())
     }
 
@@ -181,13 +195,8 @@ impl<S: OperatorStore> AdminApi<S> {
 }
 
 /// As much of a request as the audit log repeats.
-fn cut(mut shown: String) -> String {
-    if shown.len() > MAX_AUDITED {
-        let end = (0..=MAX_AUDITED).rev().find(|&end| shown.is_char_boundary(end)).unwrap_or(0);
-        shown.truncate(end);
-        shown.push('…');
-    }
-    shown
+fn cut(shown: String) -> String {
+    bounds::cut(shown, MAX_AUDITED)
 }
 
 /// A message as JSON: fields by their names in the .proto file, numbers as numbers.
@@ -261,7 +270,7 @@ calls! {
 }
 
 pub(super) fn status(error: CallError) -> tonic::Status {
-    let message = error.to_string();
+    let message = bounds::cut(error.to_string(), MAX_REASON);
     match error {
         CallError::Refused(Refusal::Unauthenticated(_)) => tonic::Status::unauthenticated(message),
         CallError::Refused(Refusal::Forbidden { .. }) => tonic::Status::permission_denied(message),

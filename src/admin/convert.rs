@@ -15,6 +15,9 @@ use crate::shown::{escaped, is_control};
 use crate::spelling::{listed, suggestion};
 use crate::store::records::{self, Record, RecordName};
 
+/// The most rate limits, and the most rules with limits, of one record: far more than fit its text.
+const MAX_LIMITS: usize = 1_000;
+
 /// The latest time that a timestamp can say: the last second of the year 9999.
 const LATEST: Micros = 253_402_300_799 * SECOND;
 
@@ -124,6 +127,12 @@ pub(super) fn time(time: Option<&Timestamp>, field: &str) -> Result<Option<Micro
     time.map(micros).transpose().map_err(|mistake| mistake.below(field))
 }
 
+/// # Errors
+/// For more limits than one record has.
+fn not_too_many(limits: usize) -> Result<(), Mistake> {
+    if limits > MAX_LIMITS { Err(invalid(format!("more than {MAX_LIMITS} limits in one record"))) } else { Ok(()) }
+}
+
 pub(super) fn multiplier(number: f64) -> Result<u64, Mistake> {
     records::multiplier(number).map_err(|records::Malformed(reason)| invalid(reason).below("multiplier"))
 }
@@ -146,6 +155,7 @@ const UNLIMITED: i64 = -1;
 
 /// Limits of a subject, of each rule once.
 pub(super) fn limits_records(limits: &[proto::SubjectLimits]) -> Result<Vec<SubjectLimits>, Mistake> {
+    not_too_many(limits.len()).map_err(|mistake| mistake.below("limits"))?;
     let mut records: Vec<SubjectLimits> = Vec::with_capacity(limits.len());
     for (place, limits) in limits.iter().enumerate() {
         let at = |mistake: Mistake| mistake.below(format!("limits[{place}]"));
@@ -235,6 +245,7 @@ fn rates(limits: &[proto::Limit]) -> Result<(Vec<SubjectRate>, bool), Mistake> {
     for (place, limit) in limits.iter().enumerate() {
         let is_lifted = add_rates(limit, &mut rates).map_err(|mistake| mistake.below(format!("limits[{place}]")))?;
         is_unlimited |= is_lifted;
+        not_too_many(rates.len()).map_err(|mistake| mistake.below("limits"))?;
     }
     // Whatever the rules count by; limits of which only some name an algorithm depend on the rule.
     let (named, unnamed): (Vec<SubjectRate>, Vec<SubjectRate>) = rates.iter().partition(|rate| rate.names_algorithm);
@@ -254,7 +265,7 @@ fn add_rates(limit: &proto::Limit, rates: &mut Vec<SubjectRate>) -> Result<bool,
             invalid(format!("unknown algorithm `{name}`: {}{}", listed(known()), suggestion(name, known()))).below("algorithm")
         })?),
     };
-    let parts: Vec<&str> = limit.limit.split(';').map(str::trim).collect();
+    let parts: Vec<&str> = limit.limit.split(';').map(str::trim).take(MAX_LIMITS + 1).collect();
     if limit.burst.is_some() && parts.len() > 1 {
         return Err(invalid("a `burst` beside several limits: give them one by one").below("burst"));
     }
@@ -302,6 +313,7 @@ pub(super) fn tier_definition(tier: &proto::Tier) -> Result<TierDefinition, Mist
         (rates, true) if !rates.is_empty() => Err(invalid("`unlimited` beside limits: keep one of the two")),
         (rates, _) => Ok((Box::from(name), rates)),
     };
+    not_too_many(tier.sets.len()).map_err(|mistake| mistake.below("sets"))?;
     let mut sets = vec![set(DEFAULT_SET, &tier.limits)?];
     for (place, given) in tier.sets.iter().enumerate() {
         let at = |mistake: Mistake| mistake.below(format!("sets[{place}]"));

@@ -13,33 +13,32 @@ use axum::routing::{MethodFilter, get, on};
 use http::header::{ACCEPT, ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, TE, USER_AGENT, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use prost::Message;
-use prost_reflect::{DynamicMessage, Kind, MessageDescriptor};
+use prost_reflect::{DynamicMessage, Kind, MessageDescriptor, MethodDescriptor};
 use serde_json::{Map, Value};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::service::Routes;
 
-use super::access::{Peer, Refusal};
-use super::calls::{self, AdminApi, CALLS, Call, CallError, DESCRIPTOR_SET, Head};
+use super::access::{Caller, Peer, Refusal};
+use super::bounds::{MAX_IMPORT_MESSAGE, MAX_MESSAGE, bounded, is_too_long, no_turn, why_unread};
+use super::calls::{self, AdminApi, CALLS, Call, CallError, DESCRIPTOR_SET, Head, IMPORT};
+use super::import::{Flags, Import, NotWhole, receive};
 use super::openapi;
 use super::operations::OperatorStore;
 use super::problem::Problem;
-use super::proto::weir::admin::v1::History;
 use super::proto::weir::admin::v1::admin_service_server::AdminServiceServer;
+use super::proto::weir::admin::v1::{History, Records};
 use crate::grpc_request::{self, NotACall};
 use crate::message_json;
 use crate::reflection::with_reflection;
 use crate::transport::body::{MAX_TIME, Timed, Unread};
 
-/// The longest body: a thousand large records.
-const MAX_BODY: usize = 32 << 20;
-
+/// How long an import may take, from its first byte to its last record: 1 GiB at 600 kB a second.
+const IMPORT_TIME: Duration = Duration::from_secs(30 * 60);
 /// How long a call over gRPC may take from its first byte on: the longest import, and its answer.
 const GRPC_TIME: Duration = Duration::from_secs(65);
 
 /// How much of a refused call over gRPC is read, for the audit, and how long it may take to come.
 const MAX_REFUSED: (usize, Duration) = (4 << 10, MAX_TIME);
-/// How long an import may take to come.
-const MAX_IMPORT: Duration = Duration::from_secs(60);
 /// The headers that this API and its guards look at. Others are dropped from requests over HTTP/2.
 pub const HEADERS: [HeaderName; 10] = [
     ACCEPT,
@@ -53,6 +52,8 @@ pub const HEADERS: [HeaderName; 10] = [
     HeaderName::from_static("grpc-encoding"),
     HeaderName::from_static("sec-fetch-site"),
 ];
+/// Where imports are sent.
+const RECORDS: &str = "/v1/records";
 const REFLECTION: &str = "/grpc.reflection.";
 
 /// The API over HTTP and, with reflection, over gRPC, and `GET /openapi.json`, beside what `others` answer: a path that none of
@@ -73,10 +74,10 @@ pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>, others: Router)
             };
         router = router.route(call.path, on(filter, handler));
     }
-    let grpc = AdminServiceServer::from_arc(api.clone()).max_decoding_message_size(MAX_BODY);
+    let grpc = AdminServiceServer::from_arc(api.clone()).max_decoding_message_size(MAX_IMPORT_MESSAGE);
     let grpc = with_reflection(Routes::new(grpc), &[DESCRIPTOR_SET]);
-    let grpc = grpc.into_axum_router().layer(from_fn_with_state(api.clone(), refuse_early::<S>));
-    let grpc = grpc.layer(from_fn(only_grpc));
+    let grpc = grpc.into_axum_router().layer(from_fn_with_state(api.clone(), bounded::<S>));
+    let grpc = grpc.layer(from_fn_with_state(api.clone(), refuse_early::<S>)).layer(from_fn(only_grpc));
     let api = router.with_state(api).merge(grpc).layer(from_fn(in_time)).layer(from_fn(with_host));
     api.merge(others).method_not_allowed_fallback(no_such_method).fallback(no_such_path)
 }
@@ -123,13 +124,11 @@ async fn refuse_early<S: OperatorStore + 'static>(State(api): State<Arc<AdminApi
 /// A body must come whole in time, and a session with reflection ends then.
 async fn in_time(request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let is_import = request.method() == Method::POST && (path == "/v1/records" || path.ends_with("/ImportRecords"));
-    let request = match path.starts_with(REFLECTION) {
-        true => request.map(|body| Body::new(Timed::ending(body, MAX_TIME))),
-        false => {
-            let time = if is_import { MAX_IMPORT } else { MAX_TIME };
-            request.map(|body| Body::new(Timed::breaking_off(body, time)))
-        }
+    let request = match path {
+        // It bounds the time for each piece by itself, and keeps little of what comes.
+        RECORDS => request,
+        path if path.starts_with(REFLECTION) => request.map(|body| Body::new(Timed::ending(body, MAX_TIME))),
+        _ => request.map(|body| Body::new(Timed::breaking_off(body, MAX_TIME))),
     };
     next.run(request).await
 }
@@ -151,8 +150,8 @@ type Params = Vec<(String, String)>;
 type PathParams = Result<RawPathParams, RawPathParamsRejection>;
 
 /// Who calls is asked before anything of the request is read but its path.
-async fn answer<S: OperatorStore>(
-    api: &AdminApi<S>,
+async fn answer<S: OperatorStore + 'static>(
+    api: &Arc<AdminApi<S>>,
     call: &Call,
     path: Params,
     query: Params,
@@ -174,8 +173,18 @@ async fn answer<S: OperatorStore>(
     let bad_request = |reason: String| unread(StatusCode::BAD_REQUEST, reason);
     let is_csv = accepts_csv(&parts.headers);
     drop(parts);
-    let body = to_bytes(body, MAX_BODY).await.map_err(|error| unread(unread_status(&error), error.to_string()))?;
     let method = api.method(call.name).ok_or_else(|| problem(StatusCode::NOT_FOUND, "no such call"))?;
+    if call.name == IMPORT {
+        let query = message(call, &method.input(), query.into_iter(), &[]).map_err(bad_request)?;
+        let query = Records::decode(&query.encode_to_vec()[..]).expect("it was encoded here");
+        return import(api, &method, caller, query, body).await;
+    }
+    let no_turn = || unread(StatusCode::SERVICE_UNAVAILABLE, no_turn(call.name));
+    let _turn = api.turns.of_call().await.ok_or_else(no_turn)?;
+    let body = to_bytes(body, MAX_MESSAGE).await.map_err(|error| match is_too_long(&error) {
+        true => unread(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {MAX_MESSAGE} bytes")),
+        false => unread(unread_status(&error), error.to_string()),
+    })?;
     let request = message(call, &method.input(), path.iter().cloned().chain(query), &body).map_err(bad_request)?;
     let answer = api.dispatch(call.name, &caller, &request.encode_to_vec()).await.map_err(|error| failure(&error))?;
     if call.name == "GetHistory" && is_csv {
@@ -186,13 +195,58 @@ async fn answer<S: OperatorStore>(
 
 /// The status of a body that did not come whole.
 fn unread_status(error: &axum::Error) -> StatusCode {
-    let first: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    let unread = std::iter::successors(first, |error| error.source()).find_map(|error| error.downcast_ref::<Unread>());
-    match unread {
+    match why_unread(error) {
         Some(Unread::Slow(_)) => StatusCode::REQUEST_TIMEOUT,
         Some(Unread::Full) => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::BAD_REQUEST,
     }
+}
+
+/// The one call whose body is not read whole before it is looked at. Once it has come and is good, it is written whole even
+/// where the caller goes away.
+async fn import<S: OperatorStore + 'static>(
+    api: &Arc<AdminApi<S>>,
+    method: &MethodDescriptor,
+    caller: Caller,
+    query: Records,
+    body: Body,
+) -> Result<Response, Response> {
+    let unread = |NotWhole { status, reason }, known: String| {
+        let reason = format!("{reason}; nothing was imported");
+        api.audit_unread(IMPORT, &caller, known, &reason);
+        problem(status, &reason)
+    };
+    let Some(turn) = api.turns.of_import() else {
+        return Err(problem(StatusCode::SERVICE_UNAVAILABLE, &no_turn(IMPORT)));
+    };
+    let until = Instant::now() + IMPORT_TIME;
+    let mut import = Import::new(api.operations.shared.rules());
+    let received = receive(body, &api.pool, &mut import, until).await;
+    let received = received.map_err(|problem| unread(problem, format!("after {} records", import.count())))?;
+    for (field, in_query, in_body) in [("force", query.force, received.force), ("dry_run", query.dry_run, received.dry_run)] {
+        if in_query.is_some() && in_body.is_some() {
+            let reason = format!("{field}: it stands in the query: leave it out of the body");
+            return Err(unread(NotWhole { status: StatusCode::BAD_REQUEST, reason }, received.shown));
+        }
+    }
+    let is_set = |in_query: Option<bool>, in_body: Option<bool>| in_query.or(in_body) == Some(true);
+    let flags = Flags { force: is_set(query.force, received.force), dry_run: is_set(query.dry_run, received.dry_run) };
+    let api = api.clone();
+    let written = tokio::spawn(async move {
+        let how = match flags {
+            Flags { dry_run: true, .. } => " (dry run)",
+            Flags { force: true, .. } => " (force)",
+            _ => "",
+        };
+        let shown = format!("{} records{how}:{}", import.count(), received.shown);
+        let answer = import.finish(&api.operations.store, flags, until).await.map_err(Problem::unchanged);
+        api.audit(IMPORT, &caller, shown, &answer);
+        drop(turn);
+        answer
+    });
+    let unknown = |_| problem(StatusCode::INTERNAL_SERVER_ERROR, "the import ended early: import it again, which is safe");
+    let answer = written.await.map_err(unknown)?.map_err(|error| failure(&error.into()))?;
+    Ok(([(CONTENT_TYPE, "application/json")], calls::json(method.output(), &answer.encode_to_vec())).into_response())
 }
 
 fn accepts_csv(headers: &HeaderMap) -> bool {

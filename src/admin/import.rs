@@ -1,40 +1,157 @@
-//! All records, out and in again. An import is checked whole before anything of it is written.
+//! All records, out and in again. An import is checked whole before anything of it is written: it waits in a [`Spool`],
+//! so its memory does not grow with its length.
 
-use std::collections::{HashMap, HashSet};
+mod check;
+mod receive;
+mod seen;
+mod split;
+mod spool;
+mod write;
+
 use std::sync::Arc;
+use std::time::Duration;
 
+use prost::{DecodeError, Message as _};
+use tokio::time::Instant;
+
+use self::check::Check;
+use self::spool::{Spool, SpoolError};
+use self::write::write;
 use super::convert;
-use super::names;
-use super::operations::{Operations, OperatorStore, change_to, countable, readable, tier_countable};
-use super::problem::{Mistake, Problem};
+use super::operations::{Operations, OperatorStore, readable};
+use super::problem::Problem;
 use super::proto::weir::admin::v1 as proto;
-use crate::rules::subject::SubjectRecord;
-use crate::rules::{Domain, RuleSet};
-use crate::store::records::{Change, Expected, MAX_PAGE, Record, RecordName};
+use crate::rules::RuleSet;
+use crate::store::records::{MAX_PAGE, MAX_RECORDS, RecordStore};
 
-/// The most mistakes that an answer lists.
-const MAX_LISTED: usize = 100;
+pub(super) use self::receive::{NotWhole, receive};
 
-/// A record of an import.
-struct Imported {
-    /// Where it is: `subjects[3]`.
-    place: String,
-    /// Whom it is about, in words.
-    about: String,
-    /// As it was given.
-    literal: RecordName,
-    name: RecordName,
-    record: Record,
+/// How long writing may take when the caller waits for it within a call of bounded length.
+const CALL_TIME: Duration = Duration::from_secs(25);
+
+/// The list that a record stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Subjects,
+    Tiers,
+    Switches,
 }
 
-impl Imported {
-    fn mistake(&self, mistake: Mistake) -> Mistake {
-        located(mistake, &self.place, &self.about)
+impl Part {
+    pub(super) const ALL: [Part; 3] = [Part::Subjects, Part::Tiers, Part::Switches];
+
+    /// The name of the list.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Part::Subjects => "subjects",
+            Part::Tiers => "tiers",
+            Part::Switches => "switches",
+        }
+    }
+
+    /// The type of its records, in the API's package.
+    pub(super) fn message(self) -> &'static str {
+        match self {
+            Part::Subjects => "Subject",
+            Part::Tiers => "Tier",
+            Part::Switches => "Switch",
+        }
     }
 }
 
-fn located(mistake: Mistake, place: &str, about: &str) -> Mistake {
-    mistake.below(place).of(about)
+/// A record as a message.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Given {
+    Subject(proto::Subject),
+    Tier(proto::Tier),
+    Switch(proto::Switch),
+}
+
+impl Given {
+    fn decode(part: Part, message: &[u8]) -> Result<Given, DecodeError> {
+        Ok(match part {
+            Part::Subjects => Given::Subject(proto::Subject::decode(message)?),
+            Part::Tiers => Given::Tier(proto::Tier::decode(message)?),
+            Part::Switches => Given::Switch(proto::Switch::decode(message)?),
+        })
+    }
+
+    fn encode(&self) -> (Part, Vec<u8>) {
+        match self {
+            Given::Subject(subject) => (Part::Subjects, subject.encode_to_vec()),
+            Given::Tier(tier) => (Part::Tiers, tier.encode_to_vec()),
+            Given::Switch(switch) => (Part::Switches, switch.encode_to_vec()),
+        }
+    }
+}
+
+/// What an import asks for besides its records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Flags {
+    /// Write also records that name what does not exist.
+    pub(super) force: bool,
+    /// Check only.
+    pub(super) dry_run: bool,
+}
+
+/// An import whose records are coming.
+pub(super) struct Import {
+    check: Check,
+    spool: Spool,
+}
+
+impl Import {
+    pub(super) fn new(rules: Arc<RuleSet>) -> Import {
+        Import { check: Check::new(rules), spool: Spool::default() }
+    }
+
+    /// Takes the record that stands at this place of its list.
+    ///
+    /// # Errors
+    /// Where the spool does not take it. A mistake in the record is reported by [`Import::finish`].
+    async fn add(&mut self, place: usize, given: &Given) -> Result<(), SpoolError> {
+        self.check.look(place, given);
+        // An import with a mistake is not read again.
+        if self.check.is_malformed() {
+            return Ok(());
+        }
+        let (part, message) = given.encode();
+        self.spool.push(part, &message).await
+    }
+
+    /// How many records have come.
+    pub(super) fn count(&self) -> usize {
+        self.check.count()
+    }
+
+    /// Whether there are as many records as there may be.
+    fn is_full(&self) -> bool {
+        self.count() >= MAX_RECORDS
+    }
+
+    /// All records have come: reports what is wrong with them, or writes them, until this time at most.
+    ///
+    /// # Errors
+    /// For mistakes, before anything is written; for a store that does not take them all, with how many it took.
+    pub(super) async fn finish(
+        mut self,
+        store: &impl RecordStore,
+        flags: Flags,
+        until: Instant,
+    ) -> Result<proto::ImportRecordsResponse, Problem> {
+        if self.check.needs_second_look() {
+            let mut reading = self.spool.read().await?;
+            while let Some((place, given)) = reading.next().await? {
+                self.check.look_again(place, &given);
+            }
+        }
+        let warnings = self.check.finish(flags.force)?;
+        let imported = self.count() as u64;
+        if !flags.dry_run {
+            write(&mut self.spool, &self.check, store, until).await?;
+        }
+        Ok(proto::ImportRecordsResponse { imported, warnings })
+    }
 }
 
 impl<S: OperatorStore> Operations<S> {
@@ -51,146 +168,42 @@ impl<S: OperatorStore> Operations<S> {
         Ok(records)
     }
 
+    /// An import that came as one message.
     pub(super) async fn import_records(&self, request: proto::Records) -> Result<proto::ImportRecordsResponse, Problem> {
-        let (records, mut malformed) = self.imported(&request);
-        let rules = self.shared.rules();
-        malformed.extend(same_names(&records));
-        malformed.extend(records.iter().filter_map(|imported| uncountable(&rules, imported)));
-        let mut changes: Vec<Change> = Vec::with_capacity(records.len());
-        for imported in &records {
-            match change_to(imported.name.clone(), Expected::Anything, &imported.record) {
-                Ok(change) => changes.push(change),
-                Err(mistake) => malformed.push(imported.mistake(mistake)),
-            }
+        let until = Instant::now() + CALL_TIME;
+        let mut import = Import::new(self.shared.rules());
+        let flags = Flags { force: request.force == Some(true), dry_run: request.dry_run == Some(true) };
+        let subjects = request.subjects.into_iter().map(Given::Subject).enumerate();
+        let tiers = request.tiers.into_iter().map(Given::Tier).enumerate();
+        let switches = request.switches.into_iter().map(Given::Switch).enumerate();
+        let mut turn = Turn::default();
+        for (place, given) in subjects.chain(tiers).chain(switches) {
+            import.add(place, &given).await?;
+            turn.took(0).await;
         }
-        if !malformed.is_empty() {
-            return Err(Problem::Invalid(format!("{}\nnothing was imported", lines(&malformed).join("\n"))));
-        }
-        let unknown = unknown_names(&rules, &records);
-        if !unknown.is_empty() && request.force != Some(true) {
-            let hint = "nothing was imported; mend the names, or import with `force` (`weir import --force`)";
-            return Err(Problem::Invalid(format!("{}\n{hint}", lines(&unknown).join("\n"))));
-        }
-        let answer = proto::ImportRecordsResponse { imported: changes.len() as u64, warnings: lines(&unknown) };
-        if request.dry_run == Some(true) {
-            return Ok(answer);
-        }
-        let mut imported = 0;
-        for page in changes.chunks(MAX_PAGE) {
-            let written = self.store.write(page).await.map_err(Problem::from);
-            written.map_err(
-                |problem| if imported == 0 { problem } else { problem.after(&format!("{imported} records were imported")) },
-            )?;
-            imported += page.len();
-        }
-        Ok(answer)
-    }
-
-    /// The records by the names they are kept by, and what is wrong with the others.
-    fn imported(&self, request: &proto::Records) -> (Vec<Imported>, Vec<Mistake>) {
-        let subjects = request.subjects.iter().map(|subject| {
-            let name = convert::subject_name(&subject.domain, &subject.subject);
-            (
-                format!("`{}` of domain `{}`", subject.subject, subject.domain),
-                name,
-                convert::subject_record(subject).map(Record::Subject),
-            )
-        });
-        let tiers = request.tiers.iter().map(|tier| {
-            let name = convert::tier_name(&tier.domain, &tier.name);
-            (format!("tier `{}` of domain `{}`", tier.name, tier.domain), name, convert::tier_definition(tier).map(Record::Tier))
-        });
-        let switches = request.switches.iter().map(|given| {
-            let about = match &*given.domain {
-                "" => "the switch of all domains".to_owned(),
-                domain => format!("the switch of domain `{domain}`"),
-            };
-            (about, convert::switch_name(&given.domain), convert::switch(&given.switch).map(Record::Switch))
-        });
-        let placed = |list: &'static str| move |(number, given)| (format!("{list}[{number}]"), given);
-        let (subjects, tiers) = (subjects.enumerate().map(placed("subjects")), tiers.enumerate().map(placed("tiers")));
-        let (mut records, mut malformed) = (Vec::new(), Vec::new());
-        for (place, (about, name, record)) in subjects.chain(tiers).chain(switches.enumerate().map(placed("switches"))) {
-            match name.and_then(|name| Ok((name, record?))) {
-                Ok((literal, record)) => {
-                    let name = self.by_network(literal.clone());
-                    records.push(Imported { place, about, literal, name, record });
-                }
-                Err(mistake) => malformed.push(located(mistake, &place, &about)),
-            }
-        }
-        (records, malformed)
+        import.finish(&self.store, flags, until).await
     }
 }
 
-/// Records of one name, of which the last one would be all that stays.
-fn same_names(records: &[Imported]) -> Vec<Mistake> {
-    let mut first: HashMap<&RecordName, &Imported> = HashMap::with_capacity(records.len());
-    let mut mistakes = Vec::new();
-    for imported in records {
-        if let Some(other) = first.insert(&imported.name, imported) {
-            mistakes.push(imported.mistake(convert::same_subject(&other.literal, &imported.literal, &imported.name)));
+/// Lets others have their turn while many records are looked at.
+#[derive(Default)]
+pub(super) struct Turn {
+    records: usize,
+    bytes: usize,
+}
+
+impl Turn {
+    /// Records, and bytes of their text, that are looked at in one go: some milliseconds at the most.
+    const RECORDS: usize = 50;
+    const BYTES: usize = 64 << 10;
+
+    /// A record of this length was looked at.
+    async fn took(&mut self, bytes: usize) {
+        self.records += 1;
+        self.bytes += bytes;
+        if self.records >= Turn::RECORDS || self.bytes >= Turn::BYTES {
+            *self = Turn::default();
+            tokio::task::yield_now().await;
         }
     }
-    mistakes
-}
-
-/// A record of a domain that is loaded has to be such as could be written by itself.
-fn uncountable(rules: &RuleSet, imported: &Imported) -> Option<Mistake> {
-    let domain = domain_of(rules, &imported.name)?;
-    let checked = match &imported.record {
-        Record::Subject(record) => countable(&record.limits, domain),
-        Record::Tier(definition) => tier_countable(definition, domain),
-        Record::Switch(_) => Ok(()),
-    };
-    checked.err().map(|mistake| imported.mistake(mistake))
-}
-
-fn domain_of<'r>(rules: &'r RuleSet, name: &RecordName) -> Option<&'r Arc<Domain>> {
-    let (RecordName::Subject { domain, .. } | RecordName::Tier { domain, .. } | RecordName::Switch { domain: Some(domain) }) = name
-    else {
-        return None;
-    };
-    rules.domains.get(domain.as_bytes())
-}
-
-/// Domains, rules and tiers that records name and that are neither in the rules nor in the import.
-fn unknown_names(rules: &RuleSet, records: &[Imported]) -> Vec<Mistake> {
-    let tiers = records.iter().filter(|imported| matches!(imported.record, Record::Tier(_)));
-    let defined: HashSet<&RecordName> = tiers.map(|imported| &imported.name).collect();
-    let mut mistakes = Vec::new();
-    for imported in records {
-        let (RecordName::Subject { domain: named, .. }
-        | RecordName::Tier { domain: named, .. }
-        | RecordName::Switch { domain: Some(named) }) = &imported.name
-        else {
-            continue;
-        };
-        let Some(domain) = domain_of(rules, &imported.name) else {
-            mistakes.push(imported.mistake(names::unknown_domain(rules, named).below("domain")));
-            continue;
-        };
-        if let Record::Subject(record) = &imported.record {
-            let is_defined = |tier: &str| defined.contains(&RecordName::Tier { domain: named.clone(), tier: tier.into() });
-            mistakes.extend(unknown_in(domain, record, is_defined).into_iter().map(|mistake| imported.mistake(mistake)));
-        }
-    }
-    mistakes
-}
-
-fn unknown_in(domain: &Domain, record: &SubjectRecord, is_defined: impl Fn(&str) -> bool) -> Vec<Mistake> {
-    let tier = record.tier.as_deref().filter(|tier| !is_defined(tier));
-    let tier = tier.and_then(|tier| names::has_tier(domain, tier).err()).map(|mistake| mistake.below("tier"));
-    let rules = record.limits.iter().enumerate().filter_map(|(place, limits)| {
-        let mistake = names::has_rule(domain, limits.rule.as_deref()?).err()?;
-        Some(mistake.below("rule").below(format!("limits[{place}]")))
-    });
-    tier.into_iter().chain(rules).collect()
-}
-
-/// A line for each; of many, how many more there are.
-fn lines(mistakes: &[Mistake]) -> Vec<String> {
-    let shown = mistakes.iter().take(MAX_LISTED).map(ToString::to_string);
-    let more = mistakes.len().saturating_sub(MAX_LISTED);
-    shown.chain((more > 0).then(|| format!("and {more} more"))).collect()
 }

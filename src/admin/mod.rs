@@ -1,6 +1,7 @@
 //! What operators use, on a port of its own: metrics, the rules in force, and what can be changed while weir runs.
 
 pub mod access;
+mod bounds;
 mod calls;
 mod convert;
 mod effects;

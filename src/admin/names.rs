@@ -15,10 +15,18 @@ pub(super) fn unknown_domain(rules: &RuleSet, name: &str) -> Mistake {
     Mistake::unknown(format!("no domain `{name}` is loaded: there are {}{near}", listed(known.into_iter())))
 }
 
+pub(super) fn knows_tier(domain: &Domain, tier: &str) -> bool {
+    domain.plans.tier_named(tier.as_bytes()).is_some()
+}
+
+pub(super) fn knows_rule(domain: &Domain, rule: &str) -> bool {
+    domain.rules.iter().any(|known| known.label() == rule)
+}
+
 /// # Errors
 /// For a tier that the domain does not have; names those that it has.
 pub(super) fn has_tier(domain: &Domain, tier: &str) -> Result<(), Mistake> {
-    if domain.plans.tier_named(tier.as_bytes()).is_some() {
+    if knows_tier(domain, tier) {
         return Ok(());
     }
     let known = || domain.plans.tiers.iter().map(|tier| &*tier.name);
@@ -28,7 +36,7 @@ pub(super) fn has_tier(domain: &Domain, tier: &str) -> Result<(), Mistake> {
 /// # Errors
 /// For a rule that the domain does not have; names those that it has.
 pub(super) fn has_rule(domain: &Domain, rule: &str) -> Result<(), Mistake> {
-    if domain.rules.iter().any(|known| known.label() == rule) {
+    if knows_rule(domain, rule) {
         return Ok(());
     }
     Err(unknown(domain, "rule", rule, || domain.rules.iter().map(Rule::label)))

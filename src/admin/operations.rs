@@ -13,7 +13,7 @@ use super::{convert, effects, names};
 use crate::limiter::Shared;
 use crate::rules::subject::{SubjectLimits, SubjectRecord, Switch};
 use crate::rules::tier_definition::TierDefinition;
-use crate::rules::{Domain, Rule};
+use crate::rules::{Domain, Rule, RuleSet};
 use crate::spelling::{listed, suggestion};
 use crate::store::records::{self, Change, Expected, MAX_PAGE, MAX_TEXT, Record, RecordName, RecordStore, WriteError};
 use crate::store::subjects::SubjectStore;
@@ -128,7 +128,7 @@ impl<S: OperatorStore> Operations<S> {
     ) -> Result<proto::RemoveSubjectResponse, Problem> {
         // What was said of an address before its domain counted by network stands under the address itself.
         let literal = convert::subject_name(&request.domain, &request.subject)?;
-        let network = self.by_network(literal.clone());
+        let network = by_network(&self.shared.rules(), literal.clone());
         let literal = Some(literal).filter(|literal| *literal != network);
         let mut removed = self.remove(network).await?;
         if let Some(literal) = literal {
@@ -241,18 +241,7 @@ impl<S: OperatorStore> Operations<S> {
 
     /// The name of a subject's record.
     pub(super) fn subject_name(&self, domain: &str, subject: &str) -> Result<RecordName, Problem> {
-        Ok(convert::subject_name(domain, subject).map(|name| self.by_network(name))?)
-    }
-
-    /// A subject that is an address is known by the network that it is counted by.
-    pub(super) fn by_network(&self, name: RecordName) -> RecordName {
-        let RecordName::Subject { domain, subject } = &name else { return name };
-        let rules = self.shared.rules();
-        let network = rules.domains.get(domain.as_bytes()).and_then(|domain| domain.addresses.subject(subject));
-        match network {
-            Some(network) => RecordName::Subject { domain: domain.clone(), subject: network.as_slice().into() },
-            None => name,
-        }
+        Ok(convert::subject_name(domain, subject).map(|name| by_network(&self.shared.rules(), name))?)
     }
 
     /// A domain that the rules have: a change in another one would do nothing, and is a misspelling.
@@ -311,6 +300,16 @@ impl<S: OperatorStore> Operations<S> {
         let was_there = self.store.read(&name).await?.is_some();
         self.store.write(&[Change { name, expected: Expected::Anything, next: None }]).await?;
         Ok(was_there)
+    }
+}
+
+/// A subject that is an address is known by the network that it is counted by.
+pub(super) fn by_network(rules: &RuleSet, name: RecordName) -> RecordName {
+    let RecordName::Subject { domain, subject } = &name else { return name };
+    let network = rules.domains.get(domain.as_bytes()).and_then(|domain| domain.addresses.subject(subject));
+    match network {
+        Some(network) => RecordName::Subject { domain: domain.clone(), subject: network.as_slice().into() },
+        None => name,
     }
 }
 

@@ -64,7 +64,7 @@ impl From<StoreError> for Problem {
 }
 
 /// Only Redis can leave an operator's call without an answer.
-fn unanswered(error: &StoreError) -> String {
+pub(super) fn unanswered(error: &StoreError) -> String {
     match error {
         StoreError::Timeout => "the store (Redis) does not answer".to_owned(),
         // The client's name for the kind of an error says nothing to a person.
