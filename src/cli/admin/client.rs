@@ -1,17 +1,21 @@
 //! One HTTP call after the other, each on a connection of its own.
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
+use futures_util::stream::unfold;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
-use http::{HeaderValue, Method, Request, StatusCode, Uri};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
+use http::{HeaderValue, Method, Request, StatusCode, Uri, request};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::text;
@@ -22,8 +26,8 @@ use crate::store::records::MAX_PAGE;
 const CONNECT_TIME: Duration = Duration::from_secs(3);
 /// How long one call may take, the connection included: longer than the server lets it.
 const CALL_TIME: Duration = Duration::from_secs(10);
-/// The same for a part of an import.
-pub(super) const IMPORT_TIME: Duration = Duration::from_secs(40);
+/// How long the server may take to take the next piece of a long body.
+const PIECE_TIME: Duration = Duration::from_secs(30);
 
 pub(super) struct Client {
     authority: String,
@@ -47,23 +51,52 @@ impl Client {
     /// # Errors
     /// With its reason, when it says no.
     pub(super) async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        self.call_within(CALL_TIME, method, path, body).await
+        let body = body.map(Value::to_string).unwrap_or_default();
+        self.json(&self.send(CALL_TIME, method, path, "application/json", body).await?)
     }
 
-    /// As [`Client::call`], where it may take another time.
+    /// What the API answers to a POST whose body is sent piece by piece. It may take so long to answer from when it has the last
+    /// piece.
     ///
     /// # Errors
     /// With its reason, when it says no.
-    pub(super) async fn call_within(
+    pub(super) async fn upload(
         &self,
-        time: Duration,
-        method: Method,
         path: &str,
-        body: Option<&Value>,
+        pieces: impl Iterator<Item = Bytes> + Send + 'static,
+        time: Duration,
     ) -> anyhow::Result<Value> {
-        let body = body.map(Value::to_string).unwrap_or_default();
-        let answer = self.send(time, method, path, "application/json", body).await?;
-        serde_json::from_slice(&answer).with_context(|| format!("{} answers no JSON", self.authority))
+        // The body waits here, the connection takes from it.
+        let (sender, receiver) = mpsc::channel(1);
+        let body = StreamBody::new(unfold(receiver, async |mut receiver: mpsc::Receiver<Bytes>| {
+            let piece = receiver.recv().await?;
+            Some((Ok::<_, Infallible>(Frame::data(piece)), receiver))
+        }));
+        let request = self.request(Method::POST, path, "application/json").body(body.boxed_unsync())?;
+        let sent = async {
+            for piece in pieces {
+                match timeout(PIECE_TIME, sender.send(piece)).await {
+                    Ok(Ok(())) => {}
+                    // The answer came first.
+                    Ok(Err(_)) => break,
+                    Err(_) => return Err(self.silent(PIECE_TIME, true)),
+                }
+            }
+            drop(sender);
+            Ok(())
+        };
+        let exchange = self.exchange(request);
+        tokio::pin!(exchange);
+        tokio::select! {
+            answer = &mut exchange => return self.json(&self.accepted(answer)?),
+            sent = sent => sent?,
+        }
+        let answer = timeout(time, exchange).await.map_err(|_| self.silent(time, true))?;
+        self.json(&self.accepted(answer)?)
+    }
+
+    fn json(&self, answer: &Bytes) -> anyhow::Result<Value> {
+        serde_json::from_slice(answer).with_context(|| format!("{} answers no JSON", self.authority))
     }
 
     /// What the API answers from all pages of a list.
@@ -89,17 +122,28 @@ impl Client {
 
     async fn send(&self, time: Duration, method: Method, path: &str, accept: &'static str, body: String) -> anyhow::Result<Bytes> {
         let is_change = method != Method::GET;
+        let request = self.request(method, path, accept).body(Full::new(Bytes::from(body)).boxed_unsync())?;
+        let answer = timeout(time, self.exchange(request)).await.map_err(|_| self.silent(time, is_change))?;
+        self.accepted(answer)
+    }
+
+    fn request(&self, method: Method, path: &str, accept: &'static str) -> request::Builder {
         let mut request = Request::builder().method(method).uri(path).header(HOST, &self.authority).header(ACCEPT, accept);
         request = request.header(CONTENT_TYPE, "application/json");
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, token.clone());
         }
-        let request = request.body(Full::new(Bytes::from(body)))?;
+        request
+    }
+
+    fn silent(&self, time: Duration, is_change: bool) -> anyhow::Error {
         let unknown = if is_change { "; a change may have been made: look before you repeat it" } else { "" };
-        let (status, answer) = timeout(time, self.exchange(request))
-            .await
-            .map_err(|_| anyhow!("weir at {} does not answer within {} s{unknown}", self.authority, time.as_secs()))?
-            .with_context(|| format!("no admin API at {}", self.authority))?;
+        anyhow!("weir at {} does not answer within {} s{unknown}", self.authority, time.as_secs())
+    }
+
+    /// The body of an answer that says yes.
+    fn accepted(&self, answer: anyhow::Result<(StatusCode, Bytes)>) -> anyhow::Result<Bytes> {
+        let (status, answer) = answer.with_context(|| format!("no admin API at {}", self.authority))?;
         if status == StatusCode::OK {
             return Ok(answer);
         }
@@ -111,7 +155,7 @@ impl Client {
         }
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
+    async fn exchange(&self, request: Request<UnsyncBoxBody<Bytes, Infallible>>) -> anyhow::Result<(StatusCode, Bytes)> {
         let connecting = timeout(CONNECT_TIME, TcpStream::connect(&self.authority)).await;
         let stream = connecting.map_err(|_| anyhow!("no connection within {} s", CONNECT_TIME.as_secs()))??;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;

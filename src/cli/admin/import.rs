@@ -1,26 +1,26 @@
 //! `weir import`.
 
-use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
-use http::Method;
-use serde_json::{Map, Value, json};
+use hyper::body::Bytes;
+use serde_json::Value;
 
-use super::client::{Client, IMPORT_TIME};
 use super::export::PARTS;
-use super::{Connection, items, text};
+use super::{Connection, items};
 use crate::regular_file;
 
 /// The longest import, in bytes: some million records.
 const MAX_FILE: u64 = 256 << 20;
 
-/// Records that are sent at once.
-const AT_ONCE: usize = 500;
-
-/// The parts of an export in the order of their import: subjects name tiers.
-const ORDER: [&str; 3] = ["tiers", "subjects", "switches"];
+/// How much of an import is sent at once, in bytes.
+const PIECE: usize = 64 << 10;
+/// How long the server may take to check and write the records, from when it has all of them: longer than it lets itself.
+const ANSWER_TIME: Duration = Duration::from_secs(40);
+/// How much longer for each thousand records.
+const BATCH_TIME: Duration = Duration::from_secs(6);
 
 /// Checks every record first, and writes none where one is malformed or names a tier, rule or domain that does not exist.
 #[derive(Debug, Args)]
@@ -45,114 +45,43 @@ pub(super) async fn run(args: ImportArgs) -> anyhow::Result<()> {
     };
     let text = text.with_context(|| name.to_string())?;
     let records = parse(&text).with_context(|| name.to_string())?;
-    let import = Import { client: args.connection.client()?, records, force: args.force };
-    let checked = import.check().await?;
-    if args.dry_run {
-        return args.connection.show(&checked, |checked| format!("{} records can be imported\n", checked["imported"]));
-    }
-    let imported = import.write().await?;
-    let answer = json!({"imported": imported, "warnings": checked["warnings"]});
-    args.connection.show(&answer, |_| format!("{imported} records imported\n"))
+    drop(text);
+    let count: usize = PARTS.iter().map(|part| items(&records, part).len()).sum();
+    let time = ANSWER_TIME + BATCH_TIME * u32::try_from(count / 1_000).unwrap_or(u32::MAX);
+    let path = format!("/v1/records?force={}&dry_run={}", args.force, args.dry_run);
+    let answer = args.connection.client()?.upload(&path, pieces(records), time).await?;
+    let done = if args.dry_run { "can be imported" } else { "imported" };
+    args.connection.show(&answer, |answer| format!("{} records {done}\n", answer["imported"]))
 }
 
-struct Import {
-    client: Client,
-    records: Value,
-    force: bool,
-}
-
-impl Import {
-    /// Has the server look at all records, and write none.
-    async fn check(&self) -> anyhow::Result<Value> {
-        let (mut imported, mut warnings, mut mistakes) = (0, Vec::new(), repeated(&self.records));
-        for (part, first, records) in self.chunks() {
-            let mut body = Map::from_iter([(part.to_owned(), records.into()), ("dry_run".to_owned(), true.into())]);
-            if part == "subjects" {
-                body.insert("tiers".to_owned(), self.tiers_of(records).into());
-            }
-            match self.send(body).await {
-                Ok(answer) => {
-                    imported += records.len();
-                    let lines = items(&answer, "warnings").iter().filter_map(Value::as_str);
-                    warnings.extend(lines.map(|line| renumbered(line, part, first)));
-                }
-                Err(error) => mistakes.push(renumbered(&error.to_string(), part, first)),
-            }
-        }
-        ensure!(mistakes.is_empty(), "{}", mistakes.join("\n"));
-        Ok(json!({"imported": imported, "warnings": warnings}))
-    }
-
-    async fn write(&self) -> anyhow::Result<u64> {
-        let mut imported = 0;
-        for (part, first, records) in self.chunks() {
-            let body = Map::from_iter([(part.to_owned(), records.into())]);
-            let answer = self.send(body).await.map_err(|error| anyhow!(renumbered(&error.to_string(), part, first)));
-            let answer = answer.with_context(|| format!("{imported} records were imported before"))?;
-            imported += answer["imported"].as_u64().unwrap_or(0);
-        }
-        Ok(imported)
-    }
-
-    async fn send(&self, mut body: Map<String, Value>) -> anyhow::Result<Value> {
-        if self.force {
-            body.insert("force".to_owned(), true.into());
-        }
-        self.client.call_within(IMPORT_TIME, Method::POST, "/v1/records", Some(&Value::Object(body))).await
-    }
-
-    /// Records that are sent together: of which part, and which the first one is.
-    fn chunks(&self) -> impl Iterator<Item = (&'static str, usize, &[Value])> {
-        let of_part = |part: &'static str| {
-            let chunks = items(&self.records, part).chunks(AT_ONCE).enumerate();
-            chunks.map(move |(number, records)| (part, number * AT_ONCE, records))
-        };
-        ORDER.into_iter().flat_map(of_part)
-    }
-
-    /// The tiers of the import that these subjects have.
-    fn tiers_of(&self, subjects: &[Value]) -> Vec<Value> {
-        let names = |record: &Value, field| (text(record, "domain").to_owned(), text(record, field).to_owned());
-        let named: HashSet<(String, String)> = subjects.iter().map(|subject| names(subject, "tier")).collect();
-        items(&self.records, "tiers").iter().filter(|tier| named.contains(&names(tier, "name"))).cloned().collect()
-    }
-}
-
-/// Records of one name that are sent apart; the server sees those that it gets together.
-fn repeated(records: &Value) -> Vec<String> {
-    let mut mistakes = Vec::new();
-    for (part, field) in [("subjects", "subject"), ("tiers", "name"), ("switches", "domain")] {
-        let mut first: HashMap<(&str, &str), usize> = HashMap::new();
-        for (number, record) in items(records, part).iter().enumerate() {
-            let (domain, name) = (text(record, "domain"), text(record, field));
-            match first.insert((domain, name), number) {
-                Some(other) if other / AT_ONCE != number / AT_ONCE => {
-                    mistakes.push(format!("{part}[{number}]: `{name}` of domain `{domain}` is {part}[{other}], too: keep one"));
-                }
-                _ => {}
-            }
-        }
-    }
-    mistakes
-}
-
-/// Lines that begin with `subjects[3]`, numbered as in the whole import, of which this is the part from `first` on.
-fn renumbered(lines: &str, part: &str, first: usize) -> String {
-    let renumbered = lines.lines().map(|line| {
-        let numbered = line.strip_prefix(part).and_then(|rest| rest.strip_prefix('[')).and_then(|rest| rest.split_once(']'));
-        match numbered.and_then(|(number, rest)| Some((number.parse::<usize>().ok()?, rest))) {
-            Some((number, rest)) => format!("{part}[{}]{rest}", first + number),
-            None => line.to_owned(),
-        }
+/// The records as a JSON text that is made while it is sent.
+fn pieces(mut records: Value) -> impl Iterator<Item = Bytes> + Send + 'static {
+    let lists = PARTS.map(|part| match records[part].take() {
+        Value::Array(items) => (part, items),
+        _ => (part, Vec::new()),
     });
-    renumbered.collect::<Vec<_>>().join("\n")
+    let texts = lists.into_iter().enumerate().flat_map(|(list, (part, items))| {
+        let begin = if list == 0 { "{" } else { "," };
+        let items = items.into_iter().enumerate().map(|(place, item)| format!("{}{item}", if place == 0 { "" } else { "," }));
+        std::iter::once(format!("{begin}\"{part}\":[")).chain(items).chain(std::iter::once("]".to_owned()))
+    });
+    let mut texts = texts.chain(std::iter::once("}".to_owned()));
+    std::iter::from_fn(move || {
+        let mut piece = String::new();
+        while piece.len() < PIECE {
+            let Some(text) = texts.next() else { break };
+            piece.push_str(&text);
+        }
+        Some(Bytes::from(piece)).filter(|piece| !piece.is_empty())
+    })
 }
 
-/// JSON is read as such: it may be far longer than what is taken for YAML by hand.
+/// JSON is read as such: it is read faster than YAML.
 fn parse(text: &str) -> anyhow::Result<Value> {
     let records: Value = match text.trim_start().starts_with('{') {
         true => serde_json::from_str(text)?,
-        false => serde_saphyr::from_str(text)?,
+        // An operator's own file, however long it is.
+        false => serde_saphyr::from_str_with_options(text, serde_saphyr::options! { budget: None })?,
     };
     let Value::Object(fields) = &records else { bail!("no export: subjects, tiers and switches are expected") };
     for (field, value) in fields {
@@ -167,18 +96,26 @@ fn parse(text: &str) -> anyhow::Result<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
-    fn records_of_one_name_are_found_however_far_apart() {
-        let subject = |number: usize| json!({"domain": "api", "subject": format!("user_id=u{}", number % 600)});
-        let records = json!({"subjects": (0..601).map(subject).collect::<Vec<_>>()});
-        assert_eq!(repeated(&records), ["subjects[600]: `user_id=u0` of domain `api` is subjects[0], too: keep one"]);
+    fn the_pieces_of_an_import_are_its_records() {
+        let subjects: Vec<Value> =
+            (0..5_000).map(|number| json!({"domain": "api", "subject": format!("user=u{number}")})).collect();
+        for records in [json!({"subjects": subjects, "switches": [{"switch": "off"}]}), json!({"tiers": []}), json!({})] {
+            let sent: Vec<Bytes> = pieces(records.clone()).collect();
+            assert!(sent.iter().all(|piece| piece.len() < PIECE + 1_000), "{}", sent.len());
+            let whole: Value = serde_json::from_slice(&sent.concat()).unwrap();
+            for part in PARTS {
+                assert_eq!(items(&whole, part), items(&records, part), "{part}");
+            }
+        }
     }
 
     #[test]
-    fn a_line_names_the_record_of_the_whole_file() {
-        let lines = "subjects[3].tier: no such tier\nsubjects[x]\ntiers[1]: other\nnothing was imported";
-        let expected = "subjects[503].tier: no such tier\nsubjects[x]\ntiers[1]: other\nnothing was imported";
-        assert_eq!(renumbered(lines, "subjects", 500), expected);
+    fn a_long_export_in_yaml_is_read() {
+        let line = "  - {domain: api, subject: user=u, tier: pro, multiplier: 2, limits: []}\n";
+        let text = format!("subjects:\n{}", line.repeat(60_000));
+        assert_eq!(items(&parse(&text).unwrap(), "subjects").len(), 60_000);
     }
 }
