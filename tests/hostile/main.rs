@@ -8,6 +8,7 @@ mod backlog;
 mod beside;
 mod floods;
 mod http2;
+mod imports;
 mod slots;
 mod streams;
 mod table;
