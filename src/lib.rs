@@ -5,6 +5,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod grpc_request;
+pub mod http_request;
 pub mod limit;
 pub mod limiter;
 pub mod message_json;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// What each module may use of the others; the rest of the crate is out of its reach.
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("spelling", &[]),
     ("shown", &[]),
     ("regular_file", &[]),
@@ -18,7 +18,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("store", &["limit", "rules", "telemetry", "regular_file", "shown"]),
     ("limiter", &["limit", "rules", "store", "telemetry"]),
     ("transport", &["telemetry"]),
-    ("api", &["limit", "rules", "store", "limiter", "telemetry", "spelling", "transport"]),
+    ("api", &["limit", "rules", "store", "limiter", "telemetry", "spelling", "transport", "http_request"]),
     (
         "admin",
         &[
@@ -30,6 +30,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
             "telemetry",
             "reflection",
             "grpc_request",
+            "http_request",
             "message_json",
             "spelling",
             "transport",
@@ -37,9 +38,10 @@ const ARROWS: [(&str, &[&str]); 18] = [
             "shown",
         ],
     ),
-    ("telemetry", &["shown"]),
+    ("telemetry", &["shown", "http_request"]),
     ("reflection", &[]),
     ("grpc_request", &[]),
+    ("http_request", &[]),
     ("settings", &["limit", "rules", "config", "store", "api", "admin", "regular_file"]),
     (
         "server",

@@ -8,11 +8,12 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use http::header::{AUTHORIZATION, HOST};
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, Uri};
 use parking_lot::Mutex;
 use ring::digest::{SHA256, digest};
 
+use crate::http_request::{hosts, is_foreign};
 use crate::regular_file;
 use crate::shown::{escaped, is_control};
 
@@ -36,6 +37,16 @@ pub struct AccessSettings {
     pub change_tokens: Option<PathBuf>,
     /// Without any token file, callers on this machine may change as well as look.
     pub local_changes: bool,
+}
+
+/// Who may scrape `/metrics`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum MetricsAccess {
+    /// Whoever reaches the port: Prometheus scrapes from elsewhere.
+    #[default]
+    Open,
+    /// Those who may look.
+    Gated,
 }
 
 /// What a call needs.
@@ -214,6 +225,11 @@ impl Access {
     /// # Errors
     /// For a caller who may not.
     pub fn admit(&self, needed: Role, headers: &HeaderMap, uri: &Uri, peer: Option<Peer>) -> Result<Caller, Refusal> {
+        let from = peer.map(|Peer(address)| address);
+        if is_foreign(headers, uri) {
+            let reason = "a web page of another origin asks, and such pages are not answered";
+            return Err(Refusal::Forbidden { reason, by: None });
+        }
         let bearer = headers.get(AUTHORIZATION).map(|value| value.to_str().ok().and_then(bearer));
         let name = match bearer {
             Some(None) => Err(Refusal::Unauthenticated("the authorization is no bearer token")),
@@ -221,7 +237,7 @@ impl Access {
             None if self.has_tokens() => Err(Refusal::Unauthenticated("a bearer token is needed")),
             None => self.admit_local(needed, headers, uri, peer),
         };
-        Ok(Caller { name: name?, from: peer.map(|Peer(address)| address) })
+        Ok(Caller { name: name?, from })
     }
 
     fn has_tokens(&self) -> bool {
@@ -247,8 +263,9 @@ impl Access {
     /// Without tokens: whoever is on this machine. A name that is not this machine's in `Host` is a browser that was lured here.
     fn admit_local(&self, needed: Role, headers: &HeaderMap, uri: &Uri, peer: Option<Peer>) -> Result<String, Refusal> {
         let is_local = peer.is_some_and(|Peer(address)| address.ip().to_canonical().is_loopback());
-        let host = headers.get(HOST).and_then(|host| host.to_str().ok()).or_else(|| uri.authority().map(|host| host.as_str()));
-        if !is_local || !host.is_some_and(names_this_machine) {
+        let mut named = hosts(headers, uri).peekable();
+        let is_ours = named.peek().is_some() && named.all(|host| host.is_some_and(names_this_machine));
+        if !is_local || !is_ours {
             return Err(Refusal::Forbidden { reason: "without a token file, only callers on this machine are answered", by: None });
         }
         if needed == Role::Change && !self.settings.local_changes {
@@ -307,6 +324,7 @@ fn tokens(path: &Path) -> Result<Vec<Token>, TokenFileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header::{HOST, ORIGIN};
 
     const READ: &str = "read-read-read-read";
     const CHANGE: &str = "change-change-change";
@@ -382,6 +400,45 @@ mod tests {
         let open = Access::new(AccessSettings { local_changes: true, ..AccessSettings::default() }).unwrap();
         assert_eq!(call(&open, Role::Change, None, "localhost", "127.0.0.1"), Ok("local".to_owned()));
         assert_eq!(call(&open, Role::Change, None, "localhost", "10.0.0.1"), Err(403));
+    }
+
+    #[test]
+    fn every_host_that_a_request_names_is_this_machine() {
+        let access = Access::new(AccessSettings::default()).unwrap();
+        let peer = Some(Peer("127.0.0.1:1234".parse().unwrap()));
+        let call = |named: &[&str], uri: &'static str| {
+            let mut headers = HeaderMap::new();
+            for host in named {
+                headers.append(HOST, host.parse().unwrap());
+            }
+            access.admit(Role::Read, &headers, &Uri::from_static(uri), peer).is_ok()
+        };
+        assert!(call(&["localhost"], "/v1/x") && call(&[], "http://localhost/v1/x") && call(&["localhost"], "http://[::1]:6070/"));
+        for (named, uri) in [
+            (&[][..], "/v1/x"),
+            (&["localhost", "evil.example"], "/v1/x"),
+            (&["localhost"], "http://evil.example/v1/x"),
+            (&["evil.example"], "http://localhost/v1/x"),
+            (&["localhost.evil.example"], "/v1/x"),
+        ] {
+            assert!(!call(named, uri), "{named:?} {uri}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_another_origin_is_refused_whatever_it_has() {
+        let (_directory, access) = with_files();
+        let call = |origin: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, "weir:6070".parse().unwrap());
+            headers.insert(ORIGIN, origin.parse().unwrap());
+            headers.insert(AUTHORIZATION, format!("Bearer {CHANGE}").parse().unwrap());
+            access.admit(Role::Read, &headers, &Uri::from_static("/v1/x"), None).map(|caller| caller.name)
+        };
+        assert_eq!(call("http://weir:6070"), Ok("change".to_owned()));
+        for origin in ["http://evil.example", "null", "http://weir"] {
+            assert!(matches!(call(origin), Err(Refusal::Forbidden { .. })), "{origin}");
+        }
     }
 
     #[test]

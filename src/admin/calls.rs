@@ -131,6 +131,11 @@ impl<S: OperatorStore> AdminApi<S> {
         self.access.admit(role(name), head.headers, head.uri, head.peer)
     }
 
+    /// Who calls, if they may look at what is not one of these calls, such as the rules.
+    pub(super) fn admit_reader(&self, head: &Head<'_>) -> Result<Caller, Refusal> {
+        self.access.admit(Role::Read, head.headers, head.uri, head.peer)
+    }
+
     pub(super) fn refuse(&self, name: &str, head: &Head<'_>, refusal: Refusal, known: impl FnOnce() -> String) -> CallError {
         if role(name) == Role::Change {
             let (by, from) = (refusal.by(), head.peer.map(|Peer(address)| display(address)));

@@ -28,12 +28,14 @@ use super::problem::Problem;
 use super::proto::weir::admin::v1::admin_service_server::AdminServiceServer;
 use super::proto::weir::admin::v1::{History, Records};
 use crate::grpc_request::{self, NotACall};
+use crate::http_request;
 use crate::message_json;
 use crate::reflection::with_reflection;
 use crate::transport::body::{MAX_TIME, Timed, Unread};
 
-/// How long an import may take, from its first byte to its last record: 1 GiB at 600 kB a second.
-const IMPORT_TIME: Duration = Duration::from_secs(30 * 60);
+/// How long an import may take, from its first byte to its last record: a connection gets no older by
+/// default.
+const IMPORT_TIME: Duration = Duration::from_secs(5 * 60);
 /// How long a call over gRPC may take from its first byte on: the longest import, and its answer.
 const GRPC_TIME: Duration = Duration::from_secs(65);
 
@@ -78,8 +80,22 @@ pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>, others: Router)
     let grpc = with_reflection(Routes::new(grpc), &[DESCRIPTOR_SET]);
     let grpc = grpc.into_axum_router().layer(from_fn_with_state(api.clone(), bounded::<S>));
     let grpc = grpc.layer(from_fn_with_state(api.clone(), refuse_early::<S>)).layer(from_fn(only_grpc));
-    let api = router.with_state(api).merge(grpc).layer(from_fn(in_time)).layer(from_fn(with_host));
-    api.merge(others).method_not_allowed_fallback(no_such_method).fallback(no_such_path)
+    let api = router.with_state(api).merge(grpc).layer(from_fn(in_time)).merge(others).layer(from_fn(with_host));
+    api.method_not_allowed_fallback(no_such_method).fallback(no_such_path)
+}
+
+/// Routes that only those are answered who may look.
+pub(super) fn gated<S: OperatorStore + 'static>(api: &Arc<AdminApi<S>>, routes: Router) -> Router {
+    routes.route_layer(from_fn_with_state(api.clone(), may_look::<S>))
+}
+
+async fn may_look<S: OperatorStore + 'static>(State(api): State<Arc<AdminApi<S>>>, request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Peer>().copied();
+    let head = Head { headers: request.headers(), uri: request.uri(), peer };
+    match api.admit_reader(&head) {
+        Ok(_) => next.run(request).await,
+        Err(refusal) => failure(&refusal.into()),
+    }
 }
 
 async fn no_such_method(method: Method, uri: Uri) -> Response {
@@ -142,10 +158,6 @@ async fn with_host(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-fn is_of_kind(headers: &HeaderMap, kind: &str) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(kind.as_bytes()))
-}
-
 type Params = Vec<(String, String)>;
 type PathParams = Result<RawPathParams, RawPathParamsRejection>;
 
@@ -166,12 +178,18 @@ async fn answer<S: OperatorStore + 'static>(
         api.audit_unread(call.name, &caller, known(), &reason);
         problem(status, &reason)
     };
-    if parts.method == Method::POST && !is_of_kind(&parts.headers, "application/json") {
-        // A page in a browser cannot send this type without being asked whether it may.
+    let is_json = match parts.method {
+        // A page in a browser cannot send this type to another origin without asking whether it may.
+        Method::POST => http_request::is_json(&parts.headers),
+        // Nor one of these methods.
+        Method::PUT | Method::PATCH => http_request::may_be_json(&parts.headers),
+        _ => true,
+    };
+    if !is_json {
         return Err(unread(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send `content-type: application/json`".to_owned()));
     }
     let bad_request = |reason: String| unread(StatusCode::BAD_REQUEST, reason);
-    let is_csv = accepts_csv(&parts.headers);
+    let is_csv = http_request::prefers(&parts.headers, "text/csv");
     drop(parts);
     let method = api.method(call.name).ok_or_else(|| problem(StatusCode::NOT_FOUND, "no such call"))?;
     if call.name == IMPORT {
@@ -247,10 +265,6 @@ async fn import<S: OperatorStore + 'static>(
     let unknown = |_| problem(StatusCode::INTERNAL_SERVER_ERROR, "the import ended early: import it again, which is safe");
     let answer = written.await.map_err(unknown)?.map_err(|error| failure(&error.into()))?;
     Ok(([(CONTENT_TYPE, "application/json")], calls::json(method.output(), &answer.encode_to_vec())).into_response())
-}
-
-fn accepts_csv(headers: &HeaderMap) -> bool {
-    headers.get(ACCEPT).is_some_and(|kinds| kinds.as_bytes().starts_with(b"text/csv"))
 }
 
 /// A history as a table, a line for each day.

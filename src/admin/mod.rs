@@ -24,6 +24,7 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::routing::get;
 
+use access::MetricsAccess;
 pub use calls::{AdminApi, DESCRIPTOR_SET, SERVICE};
 pub use operations::{Operations, OperatorStore};
 pub use problem::Problem;
@@ -37,9 +38,14 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/weir_admin.rs"));
 }
 
-/// `GET /metrics` and `GET /rules`, which operators of envoyproxy/ratelimit know as `/rlconfig`. `look` brings the metrics up to
-/// date that are not counted as they happen.
-pub fn router(shared: Arc<Shared>, look: impl Fn() + Clone + Send + Sync + 'static) -> Router {
+/// `GET /metrics`, and for those who may look `GET /rules`, which operators of envoyproxy/ratelimit know as `/rlconfig`. `look`
+/// brings the metrics up to date that are not counted as they happen.
+pub fn router<S: OperatorStore + 'static>(
+    api: &Arc<AdminApi<S>>,
+    shared: Arc<Shared>,
+    metrics: MetricsAccess,
+    look: impl Fn() + Clone + Send + Sync + 'static,
+) -> Router {
     let scrape = move |State(shared): State<Arc<Shared>>, headers: HeaderMap| async move {
         look();
         let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
@@ -47,5 +53,11 @@ pub fn router(shared: Arc<Shared>, look: impl Fn() + Clone + Send + Sync + 'stat
         ([(CONTENT_TYPE, format.content_type()), (VARY, "accept")], shared.metrics().text(format))
     };
     let rules = |State(shared): State<Arc<Shared>>| async move { rules::text(&shared.rules()).into_response() };
-    Router::new().route("/metrics", get(scrape)).route("/rules", get(rules)).route("/rlconfig", get(rules)).with_state(shared)
+    let metrics_route = Router::new().route("/metrics", get(scrape)).with_state(shared.clone());
+    let metrics_route = match metrics {
+        MetricsAccess::Open => metrics_route,
+        MetricsAccess::Gated => http::gated(api, metrics_route),
+    };
+    let rules = Router::new().route("/rules", get(rules)).route("/rlconfig", get(rules)).with_state(shared);
+    http::gated(api, rules).merge(metrics_route)
 }

@@ -82,7 +82,7 @@ fn operation(pool: &DescriptorPool, call: &Call, messages: &mut BTreeSet<String>
             "200": {"description": "Done.", "content": content(short(method.output().full_name()))},
             "400": error("The request makes no sense."),
             "401": error("A token is missing or not known."),
-            "403": error("The caller may not."),
+            "403": error("The caller may not, or is a web page of another origin."),
             "404": error("The rules have no such domain, rule or tier."),
             "503": error("The store does not answer, or too many calls are under way. A change may have been made: the error says so."),
         },
@@ -92,13 +92,11 @@ fn operation(pool: &DescriptorPool, call: &Call, messages: &mut BTreeSet<String>
         operation["responses"]["507"] =
             error("There are as many records as are kept, or there is no room for an import to wait in; nothing was changed.");
     }
-    if call.method == http::Method::POST {
-        operation["responses"]["415"] = error("The body is not said to be JSON.");
-    }
     if call.name == "GetHistory" {
         operation["responses"]["200"]["content"]["text/csv"] = json!({"schema": {"type": "string"}});
     }
     if has_body {
+        operation["responses"]["415"] = error("The body is not said to be JSON.");
         operation["responses"]["413"] = error("The body is longer than it may be: 64 KiB, an import 1 GiB.");
         operation["responses"]["408"] = error("The body did not come whole in time.");
         let properties: Map<String, Value> = request

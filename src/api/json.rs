@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody as _};
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::{AppendHeaders, IntoResponse, Response};
 use axum::routing::post;
 use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use tokio::sync::Semaphore;
@@ -23,6 +23,7 @@ use tonic::{Code, Status};
 use super::proto::envoy::service::ratelimit::v3::RateLimitResponse;
 use super::rls::Rls;
 use super::{DESCRIPTOR_SET, convert, headers};
+use crate::http_request;
 use crate::limiter::abandoned::Call;
 use crate::rules::decision;
 use crate::store::Store;
@@ -45,8 +46,24 @@ pub fn router<S: Store + 'static>(rls: Arc<Rls<S>>, body_time: Duration) -> Rout
     Router::new().route("/json", post(answer::<S>)).with_state(service)
 }
 
-async fn answer<S: Store + 'static>(State(service): State<Arc<Service<S>>>, body: Body) -> Result<Response, Problem> {
+async fn answer<S: Store + 'static>(State(service): State<Arc<Service<S>>>, request: Request) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    admit(&parts.headers, &parts.uri).inspect_err(|_| service.rls.count_invalid())?;
+    drop(parts);
     Call::new(decide(service, body)).await
+}
+
+/// # Errors
+/// For what a web page of another site can have a browser send.
+fn admit(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
+    if http_request::is_foreign(headers, uri) {
+        let reason = "a web page of another origin asks, and such pages are not answered";
+        return Err(Problem::unread(StatusCode::FORBIDDEN, reason.to_owned()));
+    }
+    if !http_request::may_be_json(headers) {
+        return Err(Problem::unread(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send `content-type: application/json`".to_owned()));
+    }
+    Ok(())
 }
 
 async fn decide<S: Store + 'static>(service: Arc<Service<S>>, body: Body) -> Result<Response, Problem> {

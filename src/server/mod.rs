@@ -144,7 +144,8 @@ impl Server {
         };
         let operations = Operations::new(shared.clone(), operators.clone());
         let api = Arc::new(AdminApi::new(operations, access));
-        let admin = admin::http::router(api, healthcheck.merge(admin::router(shared.clone(), look)));
+        let pages = admin::router(&api, shared.clone(), settings.metrics_access, look);
+        let admin = admin::http::router(api, healthcheck.merge(pages));
         let room = |size, paths| Room::new(size, paths, shared.metrics().connections.clone());
         let serve_http = |listener, router: Router, versions, size| {
             let terms = Terms { versions, max_age, draining: drain.draining() };

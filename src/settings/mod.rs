@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::admin::access::AccessSettings;
+use crate::admin::access::{AccessSettings, MetricsAccess};
 use crate::api::{AnswerSettings, LegacyNames, MessageBounds};
 use crate::config::LoadOptions;
 use crate::rules::plan::PlanSettings;
@@ -42,6 +42,8 @@ pub struct Settings {
     pub admin_listen: SocketAddr,
     /// Who may use the admin API.
     pub access: AccessSettings,
+    /// Who may scrape `/metrics`.
+    pub metrics_access: MetricsAccess,
     /// How long the history of subjects is kept; 0: not at all.
     pub history_days: u32,
     /// How much one message may hold.
@@ -110,6 +112,7 @@ impl Settings {
                 change_tokens: given.get("admin_change_token_file", values::token_file),
                 local_changes: given.get("admin_local_changes", values::switch),
             },
+            metrics_access: given.get("metrics_access", values::metrics_access),
             history_days: given.get("history_days", values::days),
             bounds: MessageBounds {
                 bytes: given.get("max_message_bytes", values::message_bytes),

@@ -80,6 +80,10 @@ pub const NAMES: &[Name] = &[
     own("admin_read_token_file", "FILE", "", "Tokens that may look at the admin API: a line each, `name token`"),
     own("admin_change_token_file", "FILE", "", "Tokens that may look and change"),
     own_switch("admin_local_changes", "Without token files, let callers on this machine change as well as look"),
+    one_of(
+        own("metrics_access", "WHO", "open", "Who may scrape /metrics: open (everyone) or gated (who may look at the admin API)"),
+        &["open", "gated"],
+    ),
     own("history_days", "DAYS", "30", "How long the history of subjects is kept, in domains with a `subject`; 0 keeps none"),
     own("max_message_bytes", "BYTES", "1048576", "The longest message that is read, over gRPC and as JSON"),
     own("max_message_entries", "N", "4096", "The most entries that all descriptors of one message have together"),

@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::names::LOG_LEVELS;
 use super::{LogFormat, StoreSetting};
-use crate::admin::access;
+use crate::admin::access::{self, AccessSettings, MetricsAccess};
 use crate::rules::ChargeRule;
 use crate::store::redis::{Connector, RedisSettings, RedisSettingsError};
 
@@ -150,6 +150,14 @@ pub(super) fn charge(text: &str) -> Parsed<ChargeRule> {
         "admitted" => Ok(ChargeRule::Admitted),
         "always" => Ok(ChargeRule::Always),
         _ => Err("use auto, admitted or always".to_owned()),
+    }
+}
+
+pub(super) fn metrics_access(text: &str) -> Parsed<MetricsAccess> {
+    match text {
+        "open" => Ok(MetricsAccess::Open),
+        "gated" => Ok(MetricsAccess::Gated),
+        _ => Err("use open or gated".to_owned()),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::http_request::{Range, ranges};
+
 /// A text format for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -15,7 +17,7 @@ impl Format {
     /// Chooses by the `Accept` headers of a scrape. OpenMetrics is sent only where a header names it, with a weight above 0 and no
     /// lower than that of `text/plain`; a wildcard alone does not ask for it.
     pub fn accepted<'a>(headers: impl Iterator<Item = &'a str>) -> Format {
-        let ranges: Vec<Range<'_>> = headers.flat_map(|header| header.split(',')).map(Range::parse).collect();
+        let ranges: Vec<Range<'_>> = ranges(headers).collect();
         let weight = |kind: &str, version: &str| {
             let named = ranges.iter().filter(|range| range.is(kind) && range.version.is_none_or(|asked| asked == version));
             named.map(|range| range.weight).reduce(f64::max)
@@ -34,35 +36,6 @@ impl Format {
             Format::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
             Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         }
-    }
-}
-
-/// One element of an `Accept` header.
-struct Range<'a> {
-    kind: &'a str,
-    version: Option<&'a str>,
-    /// From 0 (not acceptable) to 1.
-    weight: f64,
-}
-
-impl<'a> Range<'a> {
-    /// A weight that is no number counts as 0.
-    fn parse(text: &'a str) -> Range<'a> {
-        let mut parts = text.split(';').map(str::trim);
-        let mut range = Range { kind: parts.next().unwrap_or_default(), version: None, weight: 1.0 };
-        for (name, value) in parts.filter_map(|part| part.split_once('=')) {
-            let (name, value) = (name.trim(), value.trim().trim_matches('"'));
-            if name.eq_ignore_ascii_case("q") {
-                range.weight = value.parse().ok().filter(|weight| (0.0..=1.0).contains(weight)).unwrap_or(0.0);
-            } else if name.eq_ignore_ascii_case("version") {
-                range.version = Some(value);
-            }
-        }
-        range
-    }
-
-    fn is(&self, kind: &str) -> bool {
-        self.kind.eq_ignore_ascii_case(kind)
     }
 }
 

@@ -10,10 +10,16 @@ use crate::client::{RULES, call, call_as, open, subject};
 use crate::support::weir::{Settings, Weir};
 use crate::support::{eventually, free_port};
 
-const READ: &str = "a-token-that-may-look";
-const CHANGE: &str = "a-token-that-may-change";
+pub(crate) const READ: &str = "a-token-that-may-look";
+pub(crate) const CHANGE: &str = "a-token-that-may-change";
 
-async fn with_tokens() -> (tempfile::TempDir, Weir) {
+pub(crate) async fn with_tokens() -> (tempfile::TempDir, Weir) {
+    let (directory, settings) = token_settings();
+    let weir = settings.start().await;
+    (directory, weir)
+}
+
+pub(crate) fn token_settings() -> (tempfile::TempDir, Settings) {
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     let file = |name: &str, text: String| {
         let path = directory.path().join(name);
@@ -23,8 +29,7 @@ async fn with_tokens() -> (tempfile::TempDir, Weir) {
     let settings = Settings::with_rules(RULES)
         .flag("--admin-read-token-file", &file("read", format!("ann {READ}\n")))
         .flag("--admin-change-token-file", &file("change", format!("bob {CHANGE}\n")));
-    let weir = settings.start().await;
-    (directory, weir)
+    (directory, settings)
 }
 
 pub(crate) async fn client(weir: &Weir) -> AdminServiceClient<Channel> {

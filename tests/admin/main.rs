@@ -5,6 +5,7 @@ mod support;
 
 mod access;
 mod addresses;
+mod browsers;
 mod changes;
 mod client;
 mod commands;

@@ -29,8 +29,13 @@ impl Answer {
 
 /// One request on a connection of its own; `None` when nobody answers.
 pub async fn send(port: u16, method: &str, path: &str, headers: &[(&str, &[u8])], body: &[u8]) -> Option<Answer> {
+    send_to(port, "localhost", method, path, headers, body).await
+}
+
+/// The same, to a host of this name on this machine.
+pub async fn send_to(port: u16, host: &str, method: &str, path: &str, headers: &[(&str, &[u8])], body: &[u8]) -> Option<Answer> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-    let mut request = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n").into_bytes();
+    let mut request = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n").into_bytes();
     if !body.is_empty() {
         request.extend_from_slice(format!("content-length: {}\r\n", body.len()).as_bytes());
     }
