@@ -1,6 +1,7 @@
 //! The calls of the admin API: what each needs and where it stands over HTTP; and what happens around every one, whichever
 //! protocol it came by: who calls is asked first, and who changed what is written to the audit log.
 
+use std::any::Any;
 use std::time::Duration;
 
 use http::{HeaderMap, Method, Uri};
@@ -152,7 +153,7 @@ impl<S: OperatorStore> AdminApi<S> {
         }
     }
 
-    async fn run<Q: Message, A>(
+    async fn run<Q: Message + 'static, A>(
         &self,
         name: &str,
         caller: &Caller,
@@ -161,20 +162,25 @@ impl<S: OperatorStore> AdminApi<S> {
     ) -> Result<A, CallError> {
         let (is_change, time) = (role(name) == Role::Change, time_for(name));
         let shown = if is_change { self.audited(name, &request) } else { String::new() };
+        let is_dry_run = is_dry_run(&request);
         let answer = timeout(time, operation(&self.operations, request)).await;
         let answer = answer.unwrap_or_else(|_| Err(Problem::out_of_time(time.as_secs(), is_change)));
         if !is_change {
             return Ok(answer?);
         }
         let answer = answer.map_err(Problem::unchanged);
-        self.audit(name, caller, shown, &answer);
+        self.audit(name, caller, shown, is_dry_run, &answer);
         Ok(answer?)
     }
 
     /// Writes what came of a change to the audit, with as much of its request as is shown.
-    pub(super) fn audit<A>(&self, name: &str, caller: &Caller, shown: String, answer: &Result<A, Problem>) {
+    pub(super) fn audit<A>(&self, name: &str, caller: &Caller, shown: String, is_dry_run: bool, answer: &Result<A, Problem>) {
         let (by, from, shown) = (caller.name.as_str(), caller.from.map(display), cut(shown));
         match answer {
+            Ok(_) if is_dry_run => {
+                let outcome = "checked by a dry run";
+                tracing::info!(target: "audit", by, from, call = name, request = shown, outcome, "audit: not changed");
+            }
             Ok(_) => tracing::info!(target: "audit", by, from, call = name, request = shown, outcome = "done", "audit: changed"),
             Err(problem @ Problem::Uncertain(_)) => {
                 tracing::warn!(target: "audit", by, from, call = name, request = shown, outcome = %problem, "audit: may have changed");
@@ -197,6 +203,11 @@ impl<S: OperatorStore> AdminApi<S> {
     pub(super) fn method(&self, name: &str) -> Option<prost_reflect::MethodDescriptor> {
         self.pool.get_service_by_name(SERVICE)?.methods().find(|method| method.name() == name)
     }
+}
+
+/// Whether a request is an import that is only checked.
+fn is_dry_run(request: &dyn Any) -> bool {
+    request.downcast_ref::<proto::Records>().is_some_and(|records| records.dry_run == Some(true))
 }
 
 /// As much of a request as the audit log repeats.

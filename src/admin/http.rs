@@ -251,14 +251,10 @@ async fn import<S: OperatorStore + 'static>(
     let flags = Flags { force: is_set(query.force, received.force), dry_run: is_set(query.dry_run, received.dry_run) };
     let api = api.clone();
     let written = tokio::spawn(async move {
-        let how = match flags {
-            Flags { dry_run: true, .. } => " (dry run)",
-            Flags { force: true, .. } => " (force)",
-            _ => "",
-        };
+        let how = if flags.force { " (force)" } else { "" };
         let shown = format!("{} records{how}:{}", import.count(), received.shown);
         let answer = import.finish(&api.operations.store, flags, until).await.map_err(Problem::unchanged);
-        api.audit(IMPORT, &caller, shown, &answer);
+        api.audit(IMPORT, &caller, shown, flags.dry_run, &answer);
         drop(turn);
         answer
     });

@@ -139,6 +139,8 @@ async fn an_import_can_be_forced_and_tried() {
     assert!(!reason.contains("subjects[2]"), "a tier of the same import exists: {reason}");
     let tried = done(&weir, "POST", "/v1/records?force=true&dry_run=true", records.clone()).await;
     assert_eq!((&tried["imported"], warnings(&tried).len(), subjects().await), (&json!(4), 2, 0));
+    let log = weir.log();
+    assert!(log.contains("checked by a dry run") && !log.contains("audit: changed"), "{log}");
     let forced = done(&weir, "POST", "/v1/records?force=true", records).await;
     assert!(warnings(&forced)[0].starts_with("subjects[0].tier: ") && warnings(&forced)[1].starts_with("subjects[1].domain: "));
     assert_eq!(subjects().await, 3);
