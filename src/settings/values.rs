@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::names::LOG_LEVELS;
 use super::{LogFormat, StoreSetting};
-use crate::admin::access::{self, AccessSettings, MetricsAccess};
+use crate::admin::access::{self, MetricsAccess};
 use crate::rules::ChargeRule;
 use crate::store::redis::{Connector, RedisSettings, RedisSettingsError};
 

@@ -158,7 +158,7 @@ impl Check {
                 (name, Record::Subject(convert::subject_record(subject)?))
             }
             Given::Tier(tier) => (convert::tier_name(&tier.domain, &tier.name)?, Record::Tier(convert::tier_definition(tier)?)),
-            Given::Switch(switch) => (convert::switch_name(&switch.domain), Record::Switch(convert::switch(&switch.switch)?)),
+            Given::Switch(switch) => (convert::switch_name(&switch.domain)?, Record::Switch(convert::switch(&switch.switch)?)),
         };
         Ok(Checked { name: by_network(&self.rules, literal.clone()), literal, record })
     }
