@@ -12,9 +12,8 @@ use super::export::PARTS;
 use super::{Connection, items};
 use crate::regular_file;
 
-/// The longest import, in bytes: some million records.
-const MAX_FILE: u64 = 256 << 20;
-
+/// The longest import, in bytes: as the server has it.
+const MAX_FILE: u64 = 1 << 30;
 /// How much of an import is sent at once, in bytes.
 const PIECE: usize = 64 << 10;
 /// How long the server may take to check and write the records, from when it has all of them: longer than it lets itself.
