@@ -49,3 +49,21 @@ async fn every_mistake_is_told_of_at_once() {
     let named: Vec<&str> = said.trim_start_matches("weir: ").lines().map(|line| line.split(": ").next().unwrap()).collect();
     assert_eq!(named, ["WEIR_STORE", "WEIR_REPLICAS", "--admin-read-token-file", "--drain-delay"], "{said}");
 }
+
+/// A collector of logs reads every line as JSON.
+#[tokio::test]
+async fn where_logs_are_json_so_is_why_a_server_cannot_start() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for (flags, expected) in [
+        (&["--log-format=json", "--log-level=off", "--grpc-listen", &address][..], "Address already in use"),
+        (&["--log-format", "json", "--drain-delay=soon"], "--drain-delay: `soon` is not allowed"),
+    ] {
+        let said = complaint(flags, &[]).await;
+        let line: serde_json::Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
+        assert!(line["message"].as_str().is_some_and(|message| message.contains(expected)), "{said}");
+        assert_eq!((&line["level"], said.lines().count()), (&"ERROR".into(), 1), "{said}");
+    }
+    let said = complaint(&["--log-format", "jsn"], &[("WEIR_LOG_FORMAT", b"json")]).await;
+    assert!(said.starts_with("weir: --log-format: `jsn` is not allowed"), "{said}");
+}

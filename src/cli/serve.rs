@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::welcome;
 use crate::server::Server;
-use crate::settings::{Given, LogFormat, Settings, unknown_variables};
+use crate::settings::{Given, LogFormat, Settings, log_format, unknown_variables};
 use crate::telemetry::logs;
 
 /// How long a thread for what may block, such as clearing expired counters away, waits for more to do. Less than from one
@@ -19,9 +19,20 @@ const IDLE_THREAD: Duration = Duration::from_millis(100);
 const INTERRUPTED: u8 = 128 + 2;
 const TERMINATED: u8 = 128 + 15;
 
-/// Serves until a signal stops it.
+/// Serves until a signal stops it. Why it cannot start is a line like those of the log.
 pub(super) fn run(given: &Given) -> anyhow::Result<ExitCode> {
-    let settings = Settings::resolve(given, &|variable| std::env::var_os(variable))?;
+    let environment = |variable: &str| std::env::var_os(variable);
+    let settings = Settings::resolve(given, &environment);
+    match settings.map_err(anyhow::Error::from).and_then(|settings| serve(&settings)) {
+        Err(error) if log_format(given, &environment) == LogFormat::Json => {
+            eprintln!("{}", logs::error_line(&format!("{error:#}")));
+            Ok(ExitCode::FAILURE)
+        }
+        ended => ended,
+    }
+}
+
+fn serve(settings: &Settings) -> anyhow::Result<ExitCode> {
     let as_json = settings.log.format == LogFormat::Json;
     logs::start(settings.log.filter(), as_json);
     for warning in unknown_variables(std::env::vars_os()) {
@@ -39,7 +50,7 @@ pub(super) fn run(given: &Given) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::SUCCESS);
             }
         };
-        say(&welcome::text(&settings, server.addresses, &server.shared.rules(), as_json));
+        say(&welcome::text(settings, server.addresses, &server.shared.rules(), as_json));
         let first = loop {
             tokio::select! {
                 _ = hang_up.recv() => server.reload(),

@@ -155,6 +155,11 @@ pub fn check_settings(flags: &Given, environment: Environment<'_>) -> Result<(Pa
     given.finish(settings)
 }
 
+/// How logs are written, also where other settings are not allowed.
+pub fn log_format(flags: &Given, environment: Environment<'_>) -> LogFormat {
+    given::Layers::new(flags, environment).get("log_format", values::log_format)
+}
+
 fn load(given: &mut given::Layers<'_>) -> LoadOptions {
     LoadOptions {
         merge_domains: given.get("merge_domain_config", values::switch),

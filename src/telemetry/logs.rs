@@ -81,6 +81,11 @@ fn safe(event: &str, form: Form) -> Cow<'_, str> {
     }
 }
 
+/// A line of a log in JSON, whatever its level is set to: why a server cannot start.
+pub fn error_line(message: &str) -> String {
+    serde_json::json!({"timestamp": now(), "level": "ERROR", "message": message, "target": "weir::cli::serve"}).to_string()
+}
+
 /// Now, as a line of the log begins: to the millisecond, in UTC.
 pub fn now() -> String {
     shown(Timestamp::now())
