@@ -141,12 +141,12 @@ async fn without_a_decision_the_command_fails_and_says_why() {
 
 /// Nothing is sent to an address that stands for many machines.
 #[test]
-fn before_it_calls_another_machine_it_says_that_it_spends_quota() {
+fn before_it_calls_beyond_loopback_it_says_that_it_spends_quota() {
     let output = bench_command("224.0.0.1:8081", &[]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     let lines: Vec<&str> = said.lines().collect();
-    assert!(lines[0].contains("224.0.0.1:8081 is not this machine") && lines[0].contains("real quota"), "{said}");
+    assert!(lines[0].contains("224.0.0.1:8081 is not a loopback address") && lines[0].contains("real quota"), "{said}");
     assert!(lines[1].contains("connecting to 224.0.0.1:8081"), "{said}");
 }
 

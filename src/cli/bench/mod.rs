@@ -25,23 +25,23 @@ pub struct BenchArgs {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8081")]
     pub target: String,
     /// HTTP/2 connections.
-    #[arg(long, value_name = "N", default_value = "4")]
+    #[arg(long, value_name = "N", default_value = "4", allow_negative_numbers = true)]
     pub connections: NonZeroUsize,
     /// Calls in flight on each connection; with --rate, at most.
-    #[arg(long, value_name = "N", default_value = "32")]
+    #[arg(long, value_name = "N", default_value = "32", allow_negative_numbers = true)]
     pub in_flight: NonZeroUsize,
     /// Threads to load from; connections are dealt out among them.
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", allow_negative_numbers = true)]
     pub threads: NonZeroUsize,
     /// How long to measure.
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", allow_hyphen_values = true, value_parser = duration)]
     pub duration: Duration,
     /// How long to load before measuring.
-    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "2s", allow_hyphen_values = true, value_parser = duration)]
     pub warmup: Duration,
     /// Calls per second, sent whether or not earlier ones were answered (open loop), and timed from the moment they were
     /// due. Without it every answer makes room for the next call (closed loop).
-    #[arg(long, value_name = "N", value_parser = rate)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = rate)]
     pub rate: Option<f64>,
     /// The domain to ask about.
     #[arg(long, value_name = "NAME")]
@@ -51,16 +51,16 @@ pub struct BenchArgs {
     #[arg(long = "descriptor", value_name = "KEY=VALUE,…[;hits=N]", required = true)]
     pub descriptors: Vec<Descriptor>,
     /// How many different values `{}` takes.
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", allow_negative_numbers = true)]
     pub keys: NonZeroU32,
     /// How `{}` is drawn.
     #[arg(long, value_name = "HOW", default_value = "uniform")]
     pub draw: Draw,
     /// The request's hits_addend; absent if not given.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub hits: Option<u32>,
     /// The deadline that the service is told (grpc-timeout).
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = duration)]
     pub timeout: Option<Duration>,
     /// The server's process, if it is not the one that listens on the target's port.
     #[arg(long, value_name = "PID")]
@@ -100,7 +100,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
     Ok(())
 }
 
-/// What to know before calls go to another machine: they count there.
+/// What to know before calls go further than the loopback interface: they count there.
 fn warning(args: &BenchArgs, target: SocketAddr) -> Option<String> {
     let address = target.ip().to_canonical();
     if address.is_loopback() || address.is_unspecified() {
@@ -108,7 +108,7 @@ fn warning(args: &BenchArgs, target: SocketAddr) -> Option<String> {
     }
     let written = if args.target == target.to_string() { String::new() } else { format!(" ({target})") };
     Some(format!(
-        "weir bench: {}{written} is not this machine; every call spends real quota of the domain `{}` there",
+        "weir bench: {}{written} is not a loopback address: every call spends real quota of the domain `{}` there",
         args.target, args.domain
     ))
 }
@@ -145,7 +145,9 @@ fn choice(draw: Draw) -> Choice {
 }
 
 fn resolve(target: &str) -> Result<SocketAddr> {
-    let mut addresses = target.to_socket_addrs().with_context(|| format!("--target {target}: expected host:port"))?;
+    let is_address = target.rsplit_once(':').is_some_and(|(host, port)| !host.contains('/') && port.parse::<u16>().is_ok());
+    ensure!(is_address, "--target {target}: expected host:port, such as 127.0.0.1:8081");
+    let mut addresses = target.to_socket_addrs().with_context(|| format!("--target {target}"))?;
     addresses.next().with_context(|| format!("--target {target}: no address"))
 }
 
@@ -191,14 +193,23 @@ mod tests {
         let named = warning("limits.example:8081", "203.0.113.9:8081").unwrap();
         assert_eq!(
             named,
-            "weir bench: limits.example:8081 (203.0.113.9:8081) is not this machine; every call spends real quota of the domain \
+            "weir bench: limits.example:8081 (203.0.113.9:8081) is not a loopback address: every call spends real quota of the domain \
              `shop` there"
         );
-        assert!(warning("10.0.0.7:8081", "10.0.0.7:8081").unwrap().contains("10.0.0.7:8081 is not this machine"));
+        assert!(warning("10.0.0.7:8081", "10.0.0.7:8081").unwrap().contains("10.0.0.7:8081 is not a loopback address"));
         assert!(warning("h:1", "[2001:db8::1]:1").is_some() && warning("h:1", "[::ffff:10.0.0.7]:1").is_some());
         for own in ["127.0.0.1:1", "127.3.2.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "0.0.0.0:1"] {
             assert_eq!(warning("localhost:1", own), None, "{own}");
         }
+    }
+
+    #[test]
+    fn a_target_that_is_no_address_is_told_apart_from_a_name_that_is_unknown() {
+        for target in ["nohost", "http://127.0.0.1:8081", "127.0.0.1:port", ":"] {
+            assert!(resolve(target).unwrap_err().to_string().contains("expected host:port"), "{target}");
+        }
+        assert_eq!(resolve("[::1]:8081").unwrap(), "[::1]:8081".parse().unwrap());
+        assert!(!format!("{:#}", resolve("no-such-host.invalid:8081").unwrap_err()).contains("expected host:port"));
     }
 
     #[test]

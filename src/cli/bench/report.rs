@@ -218,7 +218,7 @@ fn calls(count: u64) -> String {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let how = match self.rate_asked {
-            Some(rate) => format!("open loop, {rate:.0} calls/s"),
+            Some(rate) => format!("open loop, {rate} calls a second"),
             None => "closed loop".to_owned(),
         };
         let connections = match self.connections {
@@ -248,7 +248,7 @@ impl fmt::Display for Report {
             writeln!(f, "left       {} due but never sent, {} sent but never answered", self.unsent, self.unanswered)?;
         }
         for (name, cpu) in [("server", self.server.as_ref()), ("redis", self.redis.as_ref()), ("loader", Some(&self.loader))] {
-            if let Some(cpu) = cpu {
+            if let (Some(cpu), true) = (cpu, self.answers > 0) {
                 writeln!(f, "{name:<10} {cpu}")?;
             }
         }

@@ -118,7 +118,7 @@ impl Tally {
             self.codes[if code < CODE_NAMES.len() { code } else { 0 }] += 1;
             self.met_no_rule += u64::from(answer.decision.met_no_rule);
         }
-        if let Some(reason) = answer.reason {
+        if let Some(reason) = answer.reason.filter(|reason| !reason.is_empty()) {
             self.error(format!("{}: {reason}", STATUS_NAMES[answer.status]));
         }
     }
