@@ -25,8 +25,8 @@ const MAX_ENTRIES: usize = 100_000;
 const MAX_DEPTH: usize = 8;
 
 /// What to do where there are no rules.
-pub(super) const NAME_RULES: &str =
-    "write a rules file there, or name another file or a directory of *.yaml files with `--rules` or `WEIR_RULES`";
+pub(super) const NAME_RULES: &str = "write a rules file there, or name another file or a directory of *.yaml files: a server by `--rules` or `WEIR_RULES`, \
+     `weir check` as its argument";
 
 /// A file's text, and its name relative to the rules directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
