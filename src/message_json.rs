@@ -19,6 +19,7 @@ pub fn read(message: &MessageDescriptor, json: &[u8]) -> Result<DynamicMessage, 
     let read = DynamicMessage::deserialize(message.clone(), serde_path_to_error::Deserializer::new(&mut text, &mut place));
     match read {
         Ok(read) => text.end().map(|()| read).map_err(|error| error.to_string()),
+        Err(error) if error.is_syntax() || error.is_eof() => Err(format!("the body is not JSON: {error}")),
         Err(error) => {
             let unknown = serde_json::from_slice(json).ok().and_then(|value| unknown_field(message, &value, ""));
             Err(unknown.unwrap_or_else(|| at(place, &error)))
@@ -50,7 +51,8 @@ pub fn object(json: &[u8]) -> Result<Map<String, Value>, String> {
     match read.and_then(|value| text.end().map(|()| value)) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Err("the body is not a JSON object".to_owned()),
-        Err(error) => Err(format!("the body is not a JSON object: {}", at(place, &error))),
+        Err(error) if error.is_data() => Err(at(place, &error)),
+        Err(error) => Err(format!("the body is not JSON: {error}")),
     }
 }
 
@@ -108,6 +110,9 @@ fn unknown_field(message: &MessageDescriptor, value: &Value, path: &str) -> Opti
             return Some(format!("{path}{name}: given twice, also as `{other}`"));
         }
         seen.push((field.number(), name));
+        if let (true, Value::Object(_)) = (field.is_list(), value) {
+            return Some(format!("{path}{name}: a list is expected: write it in brackets, `[{{…}}]`"));
+        }
         let Kind::Message(below) = field.kind() else { continue };
         let found = match value {
             Value::Array(items) => {
@@ -209,11 +214,12 @@ mod tests {
     #[test]
     fn a_field_that_is_given_twice_is_an_error_at_any_depth() {
         for (json, expected) in [
-            (r#"{"a": 1, "a": 2}"#, "`a` is given twice"),
+            (r#"{"a": 1, "a": 2}"#, "`a` is given twice at line 1"),
             (r#"{"b": [{"a": 1, "a": 1}]}"#, "b[0]"),
-            ("[1]", "not a JSON object"),
-            (r#"{"a": 1} x"#, "trailing"),
-            ("{", "EOF"),
+            ("[1]", "the body is not a JSON object"),
+            (r#"{"a": 1} x"#, "the body is not JSON: trailing"),
+            ("{", "the body is not JSON: EOF"),
+            (r#"{"a": [1"#, "the body is not JSON: EOF"),
         ] {
             let reason = object(json.as_bytes()).unwrap_err();
             assert!(reason.contains(expected), "{json}: {reason}");

@@ -30,7 +30,7 @@ pub(super) fn request(body: &[u8], max_entries: usize) -> Result<RateLimitReques
     let fields = RequestFields { message: RateLimitRequest::default(), count: &mut count };
     let read = Object(fields).deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut place));
     let read = read.map_err(|error| match place.path().to_string() {
-        path if path == "." => error.to_string(),
+        path if path == "." || error.is_eof() => error.to_string(),
         path => format!("{}: {error}", cut(path, MAX_PATH)),
     });
     let message = read.and_then(|fields| json.end().map(|()| fields.message).map_err(|error| error.to_string()));
@@ -444,8 +444,13 @@ mod tests {
             (r#"{"domain": 5}"#, "string"),
             (r#"{"domain": "d"} x"#, "trailing"),
             (r#"{"descriptors": [{"limit": {"unit": "FORTNIGHT"}}]}"#, "FORTNIGHT"),
+            (
+                r#"{"descriptors": [{"limit": {"unit": "MINUT"}}]}"#,
+                "descriptors[0].limit.unit: unknown unit `MINUT`: SECOND, MINUTE,",
+            ),
+            (r#"{"descriptors": [{"limit": {"unit": "minute"}}]}"#, "did you mean `MINUTE`?"),
             (r#"{"hits_addend": -1}"#, "hits_addend: out of range"),
-            (r#"{"descriptors": [{"entries": []}, {"hitsAddend": "x"}]}"#, "descriptors[1].hitsAddend: invalid digit"),
+            (r#"{"descriptors": [{"entries": []}, {"hitsAddend": "x"}]}"#, "descriptors[1].hitsAddend: expected a whole number"),
             ("", "EOF"),
         ];
         for (json, expected) in cases {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
 use crate::api::proto::envoy::r#type::v3::RateLimitUnit;
+use crate::spelling::{listed, suggestion};
 
 /// A whole number, also as a string, or written as a fraction of one.
 pub(super) struct Number<T>(pub(super) T);
@@ -53,7 +54,7 @@ where
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
-        text.parse().map_err(E::custom)
+        text.parse().map_err(|reason| E::custom(format!("expected a whole number: {reason}")))
     }
 }
 
@@ -67,6 +68,8 @@ impl<'de> Deserialize<'de> for Unit {
 }
 
 struct UnitVisitor;
+
+const UNITS: [&str; 6] = ["SECOND", "MINUTE", "HOUR", "DAY", "MONTH", "YEAR"];
 
 impl Visitor<'_> for UnitVisitor {
     type Value = i32;
@@ -85,6 +88,9 @@ impl Visitor<'_> for UnitVisitor {
 
     fn visit_str<E: Error>(self, name: &str) -> Result<i32, E> {
         let unit = RateLimitUnit::from_str_name(name);
-        unit.map(|unit| unit as i32).ok_or_else(|| E::custom(format!("unrecognized enum value '{name}'")))
+        unit.map(|unit| unit as i32).ok_or_else(|| {
+            let near = suggestion(name, UNITS.into_iter());
+            E::custom(format!("unknown unit `{name}`: {}{near}", listed(UNITS.into_iter())))
+        })
     }
 }
