@@ -3,7 +3,7 @@
 use crate::limit::Micros;
 use crate::rules::about::SubjectEntry;
 use crate::rules::key;
-use crate::rules::subject::SubjectRecord;
+use crate::rules::subject::{SubjectRate, SubjectRecord};
 use crate::rules::tier::TierSource;
 use crate::rules::{Domain, Rule, RuleId};
 use crate::spelling::{listed, suggestion};
@@ -25,10 +25,18 @@ pub(super) fn of_record(domain: &Domain, subject: &[u8], record: &SubjectRecord,
     if !rules.is_empty() {
         warnings.extend(record.limits.iter().filter_map(|limits| of_limits(domain, limits.rule.as_deref()?, subject, &rules)));
     }
+    warnings.extend(of_bursts(record.limits.iter().flat_map(|limits| &limits.rates)));
     if record.is_blocked(now) && record.is_allowed(now) {
         warnings.push("the block outweighs the exemption while both last".to_owned());
     }
     warnings
+}
+
+/// A bucket without room, as in the files: it refuses everything, whatever its limit says.
+pub(super) fn of_bursts<'r>(rates: impl IntoIterator<Item = &'r SubjectRate>) -> Option<String> {
+    let has_no_room = |rate: &&SubjectRate| rate.limit.requests() > 0 && rate.limit.capacity() == 0;
+    let found = rates.into_iter().find(has_no_room).is_some();
+    found.then(|| "a bucket with a burst of 0 has no room: it refuses everything".to_owned())
 }
 
 /// What has an effect of the record of a subject that no rule counts; `None`: all of it. A rule may read the tier that is assigned to an
@@ -73,6 +81,11 @@ fn not_counted(domain: &Domain, subject: &[u8]) -> String {
     }
     let near = suggestion(&written, known());
     format!("no rule of domain `{domain}` counts by `{written}`: its rules count by {}{near}", listed(known()))
+}
+
+/// Why the tier that a subject was assigned has no effect, if so.
+pub(super) fn of_assigned(domain: &Domain, subject: &[u8], record: &SubjectRecord) -> Option<String> {
+    of_tier(domain, subject, record.tier.as_deref()?)
 }
 
 /// A tier that the domain no longer has, or that no rule reads from an assignment to this key.

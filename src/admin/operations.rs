@@ -10,6 +10,7 @@ use super::problem::{Mistake, Problem};
 use super::proto::weir::admin::v1 as proto;
 use super::usage::Kind;
 use super::{convert, effects, names};
+use crate::limit::SECOND;
 use crate::limiter::Shared;
 use crate::rules::subject::{SubjectLimits, SubjectRecord, Switch};
 use crate::rules::tier_definition::TierDefinition;
@@ -74,12 +75,7 @@ impl<S: OperatorStore> Operations<S> {
         let name = self.subject_name(&request.domain, &request.subject)?;
         let domain = self.domain(&request.domain)?;
         if request.tier.is_empty() {
-            let known = domain.plans.tiers.iter().map(|tier| &*tier.name);
-            let reason = format!(
-                "`tier` is missing: name one of {}; `weir assign --remove` (UnassignTier) takes a tier away",
-                listed(known)
-            );
-            return Err(Problem::Invalid(reason));
+            return Err(Problem::Invalid(no_tier_named(&domain)));
         }
         names::has_tier(&domain, &request.tier).map_err(|mistake| mistake.below("tier"))?;
         self.change(&name, |record| {
@@ -183,6 +179,7 @@ impl<S: OperatorStore> Operations<S> {
         }
         tier_countable(&definition, &domain)?;
         let shown = convert::tier(&tier.domain, &tier.name, &definition);
+        let without_room = effects::of_bursts(definition.sets.iter().flat_map(|(_, rates)| rates));
         let loaded = self.shared.loaded();
         let in_file = loaded.domains.get(tier.domain.as_bytes());
         let replaces_file = in_file.is_some_and(|domain| domain.plans.tier_named(tier.name.as_bytes()).is_some());
@@ -190,7 +187,7 @@ impl<S: OperatorStore> Operations<S> {
         Ok(proto::Tier {
             source: Some(RUN_TIME.to_owned()),
             replaces_file: Some(replaces_file),
-            warnings: effects::of_tiers(&domain).into_iter().collect(),
+            warnings: effects::of_tiers(&domain).into_iter().chain(without_room).collect(),
             ..shown
         })
     }
@@ -201,8 +198,20 @@ impl<S: OperatorStore> Operations<S> {
         if !removed {
             let domain = self.domain(&request.domain)?;
             names::has_tier(&domain, &request.name).map_err(|mistake| mistake.below("name"))?;
+            if let Some(problem) = self.tier_of_file(&request.domain, &request.name) {
+                return Err(problem);
+            }
         }
         Ok(proto::RemoveTierResponse { removed })
+    }
+
+    /// That a tier stands in a rules file, which no call changes.
+    fn tier_of_file(&self, domain: &str, name: &str) -> Option<Problem> {
+        let loaded = self.shared.loaded();
+        let plans = &loaded.domains.get(domain.as_bytes())?.plans;
+        let source = &plans.tier(plans.tier_named(name.as_bytes())?).source;
+        let remedy = "only tiers that were defined while weir runs can be removed here; edit the file";
+        Some(Problem::Invalid(format!("name: tier `{name}` is written in {source}: {remedy}")))
     }
 
     pub(super) async fn get_switch(&self, request: proto::GetSwitchRequest) -> Result<proto::Switch, Problem> {
@@ -236,7 +245,10 @@ impl<S: OperatorStore> Operations<S> {
         if convert::micros(until)? > now {
             return Ok(());
         }
-        Err(Mistake::invalid(format!("{what} until {until} is over already: it is {}", convert::timestamp(now))))
+        Err(Mistake::invalid(format!(
+            "{what} until {until} is over already: it is {}",
+            convert::timestamp(now - now % (SECOND / 1_000))
+        )))
     }
 
     /// The name of a subject's record.
@@ -378,6 +390,15 @@ fn one_change(request: &proto::OverrideSubjectRequest) -> Result<(), Mistake> {
         }
     }
     Ok(())
+}
+
+fn no_tier_named(domain: &Domain) -> String {
+    let remedy = "`weir assign --remove` (UnassignTier) takes a tier away";
+    if domain.plans.tiers.is_empty() {
+        return format!("`tier` is missing, and domain `{}` has no tiers; {remedy}", domain.name);
+    }
+    let known = listed(domain.plans.tiers.iter().map(|tier| &*tier.name));
+    format!("`tier` is missing: name one of {known}; {remedy}")
 }
 
 fn overridden(

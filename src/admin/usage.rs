@@ -102,14 +102,19 @@ impl<S: OperatorStore> Operations<S> {
         let limits = used.iter().filter_map(|used| shown(used, &group, outcomes[used.check], now)).collect();
         let unlimited = standing::unlimited(&domain, &subject, &record, tier.as_deref());
         let unused = || standing::unused(&domain, &subject, used.is_empty() && unlimited.is_empty());
-        let warnings = effects::of_subject(&domain, &subject).or_else(unused).into_iter().collect();
+        let warnings = effects::of_subject(&domain, &subject).or_else(unused).into_iter();
+        let assigned = effects::of_assigned(&domain, &subject, &record);
+        // Where an assigned tier has no effect, the limits are those of the tier that requests name.
+        let shown_tier = if assigned.is_some() { tier.as_deref() } else { record.tier.as_deref().or(tier.as_deref()) };
+        let shown_tier = shown_tier.unwrap_or_default().to_owned();
+        let warnings = warnings.chain(assigned).collect();
         Ok(proto::Usage {
             unlimited,
             warnings,
             domain: request.domain,
             subject: key::shown(&subject),
             limits,
-            tier: record.tier.as_deref().or(tier.as_deref()).unwrap_or_default().to_owned(),
+            tier: shown_tier,
             blocked_until: record.blocked_until.filter(|&until| until > now).map(convert::timestamp),
             allowed_until: record.allowed_until.filter(|&until| until > now).map(convert::timestamp),
         })
@@ -154,7 +159,7 @@ impl<S: OperatorStore> Operations<S> {
         }
         let today = self.now() / DAY;
         let oldest = (today + 1).saturating_sub(kept);
-        let (from, to) = (day(&request.from)?, day(&request.to)?);
+        let (from, to) = (day("from", &request.from)?, day("to", &request.to)?);
         if from.zip(to).is_some_and(|(from, to)| from > to) {
             return Err(Problem::Invalid(format!("`from` {} is after `to` {}", request.from, request.to)));
         }
@@ -291,11 +296,11 @@ impl<R: Records> Records for WithoutTimes<'_, R> {
     }
 }
 
-fn day(text: &str) -> Result<Option<Day>, Problem> {
+fn day(field: &str, text: &str) -> Result<Option<Day>, Problem> {
     if text.is_empty() {
         return Ok(None);
     }
-    let date: Date = text.parse().map_err(|_| Problem::Invalid(format!("`{text}` is no day: write it as 2026-11-21")))?;
+    let date: Date = text.parse().map_err(|_| Problem::Invalid(format!("{field}: `{text}` is no day: write it as 2026-11-21")))?;
     let start = date.to_zoned(TimeZone::UTC).map_err(|error| Problem::Invalid(error.to_string()))?;
     Ok(Some(Day::try_from(start.timestamp().as_second().div_euclid(86_400)).unwrap_or(0)))
 }

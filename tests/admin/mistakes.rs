@@ -207,6 +207,19 @@ async fn what_has_no_effect_says_so() {
 }
 
 #[tokio::test]
+async fn a_burst_of_nothing_is_a_warning() {
+    let weir = start().await;
+    let limits = json!([{"limit": "5/hour", "algorithm": "token_bucket", "burst": 0}]);
+    let expected = ["a bucket with a burst of 0 has no room: it refuses everything"];
+    let overridden = done(&weir, "PATCH", &of("tenant=t1", ""), json!({"limits": [{"limits": limits}]})).await;
+    assert_eq!(warnings(&overridden), expected);
+    let defined = done(&weir, "PUT", "/v1/domains/api/tiers/new", json!({"sets": [{"name": "write", "limits": limits}]})).await;
+    assert_eq!(warnings(&defined), expected);
+    let none = json!({"limits": [{"limits": [{"limit": "0/hour"}]}]});
+    assert_eq!(warnings(&done(&weir, "PATCH", &of("tenant=t1", ""), none).await), [""; 0], "0 says what it does");
+}
+
+#[tokio::test]
 async fn a_tier_is_taken_away_by_a_call_of_its_own() {
     let weir = start().await;
     let path = of("user_id=u1", "/tier");
@@ -220,6 +233,9 @@ async fn a_tier_is_taken_away_by_a_call_of_its_own() {
     assert_eq!(client.assign_tier(empty).await.expect_err("no tier").code(), tonic::Code::InvalidArgument);
     assert_eq!(done(&weir, "GET", &of("user_id=u1", ""), json!(null)).await["tier"], "pro");
     assert_eq!(done(&weir, "DELETE", &path, json!(null)).await["tier"], "");
+    let plain = open().start().await;
+    let (_, reason) = refused(&plain, "PUT", &path, json!({})).await;
+    assert!(reason.starts_with("`tier` is missing, and domain `api` has no tiers; "), "{reason}");
     done(&weir, "PUT", &path, json!({"tier": "pro"})).await;
     let unassign = proto::UnassignTierRequest { domain: "api".into(), subject: "user_id=u1".into() };
     assert_eq!(client.unassign_tier(unassign).await.expect("done").into_inner().tier, "");
@@ -247,7 +263,7 @@ async fn changes_that_contradict_each_other_or_change_nothing() {
     let twice =
         http::send(weir.admin, "PATCH", &path, &[("content-type", b"application/json")], br#"{"multiplier": 2, "multiplier": 3}"#);
     let twice = twice.await.expect("an answer");
-    assert!(twice.status == 400 && twice.body.contains("`multiplier` is given twice"), "{twice:?}");
+    assert!(twice.status == 400 && twice.body.starts_with(r#"{"error":"`multiplier` is given twice"#), "{twice:?}");
     let mut client = access::client(&weir).await;
     let empty = proto::OverrideSubjectRequest { domain: "api".into(), subject: "user_id=u1".into(), ..Default::default() };
     assert_eq!(client.override_subject(empty).await.expect_err("no change").code(), tonic::Code::InvalidArgument);
@@ -286,6 +302,19 @@ async fn a_mistake_names_its_field_and_the_right_one() {
             "limits[0].limits[0].algorithm: unknown algorithm `tokenbucket`",
         ),
         ("PATCH", of("user_id=u1", ""), json!([]), "the body is not a JSON object"),
+        ("PATCH", of("user_id=u1", ""), json!({"limits": {"limit": "1/hour"}}), "limits: a list is expected"),
+        (
+            "PATCH",
+            of("user_id=u1", ""),
+            json!({"limits": [{"limits": {"limit": "1/hour"}}]}),
+            "limits[0].limits: a list is expected",
+        ),
+        (
+            "DELETE",
+            "/v1/domains/api/tiers/free".to_owned(),
+            json!(null),
+            "name: tier `free` is written in rules.yaml:5: only tiers",
+        ),
         ("PUT", of("user_id=u1", "/tier"), json!({"teir": "pro"}), "teir: there is no such field; did you mean `tier`?"),
         (
             "PUT",
@@ -318,6 +347,7 @@ async fn a_mistake_names_its_field_and_the_right_one() {
         ),
         ("GET", of("user_id=u1", "/usage?teir=pro"), json!(null), "teir: there is no such field; did you mean `tier`?"),
         ("GET", of("user_id=u1", "/history?form=2026-01-01"), json!(null), "form: there is no such field; did you mean `from`?"),
+        ("GET", of("user_id=u1", "/history?to=1.11.2026"), json!(null), "to: `1.11.2026` is no day"),
         ("GET", of("user_id=u1", "/usage?tier=pro&tier=free"), json!(null), "tier: given twice"),
     ] {
         let (status, reason) = refused(&weir, method, &path, body.clone()).await;
@@ -354,6 +384,44 @@ async fn usage_says_what_is_unlimited_and_what_is_not_counted() {
     );
     let usage = done(&nested.start().await, "GET", &of("user_id=u1", "/usage"), json!(null)).await;
     assert_eq!(warnings(&usage), ["nothing of user_id=u1 is counted yet; rules that count it: `ai` (path,user_id)"]);
+}
+
+#[tokio::test]
+async fn usage_says_what_decides_without_counting() {
+    let rules = r"
+domain: api
+subject: [path, user_id]
+descriptors:
+  - {key: path, value: /internal/*, name: internal, deny: true}
+  - {key: path, value: /health, name: health, allow: true}
+";
+    let weir = Settings::with_rules(rules).start().await;
+    for (path, expected) in [
+        ("%2Finternal%2Fx", "rules that refuse it and count nothing (`deny: true`): `internal` (path=/internal/*)"),
+        ("%2Fhealth", "rules that admit it and count nothing (`allow: true`): `health` (path=/health)"),
+    ] {
+        let usage = done(&weir, "GET", &of(&format!("path={path}"), "/usage"), json!(null)).await;
+        assert_eq!(warnings(&usage), [expected]);
+    }
+}
+
+#[tokio::test]
+async fn usage_shows_the_tier_whose_limits_it_shows() {
+    let rules = r"
+domain: api
+subject: user_id
+tiers: {free: {limits: [2/hour]}, pro: {limits: [9/hour]}}
+default_tier: free
+descriptors:
+  - {key: user_id, name: per-user, rate_limit: {tier: {entry: tier}}}
+";
+    let weir = Settings::with_rules(rules).env("WEIR_ADMIN_LOCAL_CHANGES", "true").start().await;
+    done(&weir, "PUT", &of("user_id=u1", "/tier"), json!({"tier": "pro"})).await;
+    for (query, tier) in [("", ""), ("?tier=free", "free")] {
+        let usage = done(&weir, "GET", &of("user_id=u1", &format!("/usage{query}")), json!(null)).await;
+        assert_eq!((&usage["tier"], &usage["limits"][0]["requests"]), (&json!(tier), &json!(2)));
+        assert!(warnings(&usage)[0].starts_with("the assignment has no effect"), "{usage}");
+    }
 }
 
 #[tokio::test]

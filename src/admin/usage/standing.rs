@@ -52,17 +52,32 @@ fn tier_of(domain: &Domain, source: &TierSource, subject: &[u8], record: &Subjec
     named.and_then(|name| domain.plans.tier_named(name.as_bytes())).or(domain.plans.default_tier)
 }
 
-/// Which rules count a subject that has used none of them.
+/// Why a subject that is unused has no counters: which rules would count it, and which decide without counting.
 pub(super) fn unused(domain: &Domain, subject: &[u8], is_unused: bool) -> Option<String> {
-    /// The most rules that the sentence names.
-    const NAMED: usize = 8;
-    let rules = domain.rules_about(subject);
-    let named = rules.iter().take(NAMED).map(|rule| {
-        let rule = domain.rule(*rule);
-        format!("`{}` ({})", rule.label(), rule.path)
-    });
-    let named = named.collect::<Vec<_>>().join(", ");
-    let more = if rules.len() > NAMED { format!(" and {} more", rules.len() - NAMED) } else { String::new() };
+    if !is_unused {
+        return None;
+    }
+    let rules: Vec<&Rule> = domain.rules_about(subject).into_iter().map(|rule| domain.rule(rule)).collect();
+    let those = |picked: fn(&Rule) -> bool| rules.iter().copied().filter(|rule| picked(rule)).collect::<Vec<_>>();
     let subject = key::shown(subject);
-    is_unused.then(|| format!("nothing of {subject} is counted yet; rules that count it: {named}{more}"))
+    let sentences = [
+        (those(|rule| !rule.deny && !rule.allow), format!("nothing of {subject} is counted yet; rules that count it")),
+        (those(|rule| rule.deny && !rule.shadow), "rules that refuse it and count nothing (`deny: true`)".to_owned()),
+        (
+            those(|rule| rule.allow && !rule.deny && !rule.shadow),
+            "rules that admit it and count nothing (`allow: true`)".to_owned(),
+        ),
+    ];
+    let said = sentences.into_iter().filter(|(rules, _)| !rules.is_empty());
+    let said = said.map(|(rules, what)| format!("{what}: {}", named(&rules))).collect::<Vec<_>>().join("; ");
+    Some(said).filter(|said| !said.is_empty())
+}
+
+/// The first few rules.
+fn named(rules: &[&Rule]) -> String {
+    /// The most rules that a sentence names.
+    const NAMED: usize = 8;
+    let named = rules.iter().take(NAMED).map(|rule| format!("`{}` ({})", rule.label(), rule.path));
+    let named = named.collect::<Vec<_>>().join(", ");
+    if rules.len() > NAMED { format!("{named} and {} more", rules.len() - NAMED) } else { named }
 }
