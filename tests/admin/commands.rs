@@ -49,6 +49,10 @@ async fn override_usage_and_reset() {
     let json: Value = serde_json::from_str(&succeeds(&weir, &["usage", "api", "user_id=u1", "--json"]).await).expect("JSON");
     assert_eq!(json["limits"][1]["remaining"], 6);
     assert_eq!(succeeds(&weir, &["reset", "api", "user_id=u1", "all"]).await, "2 counters forgotten\n");
+    user(&weir, "u1").await;
+    assert_eq!(succeeds(&weir, &["reset", "api", "user_id=u1", "daily"]).await, "1 counter forgotten\n");
+    succeeds(&weir, &["reset", "api", "user_id=u1", "all"]).await;
+    assert_eq!(succeeds(&weir, &["tiers", "api"]).await, "domain `api` has no tiers\n");
     let said = succeeds(&weir, &["override", "api", "user_id=u1", "--clear", "limits", "--block", "1h", "--multiplier", "2"]).await;
     assert!(said.contains("blocked until 20") && said.contains("limits × 2") && !said.contains("per-user"), "{said}");
     assert!(!user(&weir, "u1").await.0);
@@ -74,7 +78,7 @@ async fn assign_gives_a_tier_that_an_import_defined() {
     let file = directory.path().join("tiers.yaml");
     fs::write(&file, "tiers:\n  - domain: api\n    name: pro\n    limits: [{limit: 50/hour}]\n").expect("it is writable");
     let file = file.to_str().expect("a path in UTF-8");
-    assert_eq!(succeeds(&weir, &["import", file]).await, "1 records imported\n");
+    assert_eq!(succeeds(&weir, &["import", file]).await, "1 record imported\n");
     let unread =
         "warning: the assignment has no effect: no rule of domain `api` reads the tier of a `user_id`; no rule goes by tiers\n";
     let assigned = succeeds(&weir, &["assign", "api", "user_id=u1", "pro"]).await;
@@ -97,6 +101,20 @@ async fn an_override_takes_what_the_files_take_and_nothing_that_contradicts_itse
     assert_eq!(said, "api user_id=u1\n  all rules: daily 3, monthly unlimited, unlimited\n");
     assert!(fails(&weir, &of(&["--monthly", "-2"])).await.contains("-2 is not in -1.."));
     assert!(fails(&weir, &of(&["--multiplier", "-1"])).await.contains("-1 is no multiplier"));
+    assert!(fails(&weir, &of(&["--block", "-5m"])).await.contains("`-5m` is no time: write 15m"));
+    assert!(fails(&weir, &of(&["--allow", "-1h"])).await.contains("`-1h` is no time: write 15m"));
+    assert!(fails(&weir, &of(&["--limit", "1/hour", "--burst", "-3"])).await.contains("invalid value '-3' for '--burst"));
+    let descriptor = &["explain", "--domain", "api", "--descriptor", "user_id=u1", "--hits", "-1"];
+    assert!(fails(&weir, descriptor).await.contains("invalid value '-1' for '--hits"));
+    for (subject, flag) in [("user_id=a", "--block"), ("user_id=b", "--allow")] {
+        succeeds(&weir, &["override", "api", subject, flag, "1h"]).await;
+        succeeds(&weir, &["override", "api", subject, "--remove"]).await;
+    }
+    let times: Vec<String> = weir.log().lines().filter(|line| line.contains("edUntil")).map(str::to_owned).collect();
+    assert_eq!(times.len(), 2);
+    let time = |line: &str| line.split("edUntil").nth(1).and_then(|rest| rest.split('Z').next()).map(str::len);
+    let longest = r#"\":\"2026-11-30T12:00:00.000"#.len();
+    assert!(times.iter().all(|line| time(line) <= Some(longest)), "to the millisecond: {times:?}");
     for (flags, expected) in [
         (&["--block", "1h", "--allow", "1h"][..], "cannot be used with"),
         (&["--block", "1h", "--clear", "block"], "--clear block takes back what the same command sets"),
@@ -110,7 +128,7 @@ async fn an_override_takes_what_the_files_take_and_nothing_that_contradicts_itse
         assert!(complaint.contains(expected), "{flags:?}: {complaint}");
     }
     assert_eq!(succeeds(&weir, &of(&[])).await, said, "no flag: a look");
-    assert_eq!(weir.log().matches("audit: changed").count(), 1, "{}", weir.log());
+    assert_eq!(weir.log().matches("audit: changed").count(), 5, "{}", weir.log());
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ pub(crate) struct ExplainArgs {
     #[arg(long = "descriptor", value_name = "KEY=VALUE,…[;hits=N]", required = true)]
     descriptors: Vec<Descriptor>,
     /// The request's hits_addend.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1)]
     hits: u32,
     /// Goes by these rules, a file or a directory, instead of asking a running weir; every other setting is as in the environment.
     #[arg(long, value_name = "PATH")]

@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use serde_json::Value;
 
 use super::export::PARTS;
-use super::{Connection, items};
+use super::{Connection, count, items};
 use crate::regular_file;
 
 /// The longest import, in bytes: as the server has it.
@@ -45,12 +45,12 @@ pub(super) async fn run(args: ImportArgs) -> anyhow::Result<()> {
     let text = text.with_context(|| name.to_string())?;
     let records = parse(&text).with_context(|| name.to_string())?;
     drop(text);
-    let count: usize = PARTS.iter().map(|part| items(&records, part).len()).sum();
-    let time = ANSWER_TIME + BATCH_TIME * u32::try_from(count / 1_000).unwrap_or(u32::MAX);
+    let sent: usize = PARTS.iter().map(|part| items(&records, part).len()).sum();
+    let time = ANSWER_TIME + BATCH_TIME * u32::try_from(sent / 1_000).unwrap_or(u32::MAX);
     let path = format!("/v1/records?force={}&dry_run={}", args.force, args.dry_run);
     let answer = args.connection.client()?.upload(&path, pieces(records), time).await?;
     let done = if args.dry_run { "can be imported" } else { "imported" };
-    args.connection.show(&answer, |answer| format!("{} records {done}\n", answer["imported"]))
+    args.connection.show(&answer, |answer| format!("{} {done}\n", count(answer, "imported", "record")))
 }
 
 /// The records as a JSON text that is made while it is sent.

@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::print;
+use crate::config::problem::counted;
 use crate::shown::escaped_lines;
 use client::Client;
 
@@ -34,13 +35,13 @@ pub(super) enum AdminCommand {
     Assign(assign::AssignArgs),
     /// Lists the tiers of a domain: those of the rules files, and those defined while weir runs.
     Tiers(tiers::TiersArgs),
-    /// Changes the limits of one subject, blocks it, exempts it; shows and lists what was said.
+    /// Changes the limits of one subject, blocks it, exempts it; shows and lists overrides.
     Override(Box<overriding::OverrideArgs>),
     /// Says what would be decided of a request, and why, without counting it.
     Explain(explain::ExplainArgs),
-    /// Writes everything that was said while weir runs, as YAML: subjects, tiers, switches.
+    /// Writes every override, tier and switch that operators set, as YAML.
     Export(export::ExportArgs),
-    /// Reads what `weir export` wrote, YAML or JSON, in place of what is there by the same names.
+    /// Reads what `weir export` wrote, YAML or JSON, in place of records of the same names.
     Import(import::ImportArgs),
 }
 
@@ -147,6 +148,12 @@ fn to_millis(text: &str) -> String {
 fn ceil(number: i128, unit: i128) -> Option<i64> {
     let is_whole = number.rem_euclid(unit) == 0;
     i64::try_from(number.div_euclid(unit) + i128::from(!is_whole)).ok()
+}
+
+/// What a field counts, with its noun: `1 counter`, `2 counters`.
+fn count(answer: &Value, field: &str, noun: &str) -> String {
+    let number = answer[field].as_u64().and_then(|number| usize::try_from(number).ok());
+    counted(number.unwrap_or(0), noun)
 }
 
 fn items<'v>(value: &'v Value, field: &str) -> &'v [Value] {

@@ -14,7 +14,7 @@ use crate::config::parse_duration;
 use crate::limit::Algorithm;
 use crate::store::records;
 
-/// Without any change, shows what is said of the subject; without a subject, lists all of the domain.
+/// Without any change, shows the override of the subject; without a subject, lists all overrides of the domain.
 #[derive(Debug, Args)]
 pub(crate) struct OverrideArgs {
     /// The domain of the rules.
@@ -31,7 +31,7 @@ pub(crate) struct OverrideArgs {
     #[arg(long, value_name = "NAME", requires = "limit", value_parser = algorithms())]
     algorithm: Option<String>,
     /// The capacity of the bucket.
-    #[arg(long, value_name = "N", requires = "limit")]
+    #[arg(long, value_name = "N", requires = "limit", allow_negative_numbers = true)]
     burst: Option<u64>,
     /// A daily quota in place of the rule's; -1: none.
     #[arg(long, value_name = "N", requires = "subject", allow_negative_numbers = true, value_parser = quota())]
@@ -43,10 +43,10 @@ pub(crate) struct OverrideArgs {
     #[arg(long, requires = "subject", conflicts_with = "limit")]
     unlimited: bool,
     /// Refuses everything for so long, such as 15m or 36h, or until a time such as 2027-01-01T00:00:00Z.
-    #[arg(long, value_name = "TIME", requires = "subject", conflicts_with = "allow")]
+    #[arg(long, value_name = "TIME", requires = "subject", conflicts_with = "allow", allow_hyphen_values = true)]
     block: Option<String>,
     /// Admits everything, uncounted, for so long or until a time.
-    #[arg(long, value_name = "TIME", requires = "subject")]
+    #[arg(long, value_name = "TIME", requires = "subject", allow_hyphen_values = true)]
     allow: Option<String>,
     /// Makes every limit so many times as large.
     #[arg(long, value_name = "FACTOR", requires = "subject", allow_negative_numbers = true)]
@@ -54,7 +54,7 @@ pub(crate) struct OverrideArgs {
     /// Takes this back; may be given several times.
     #[arg(long, value_name = "WHAT", requires = "subject", value_parser = ["tier", "block", "allow", "multiplier", "limits"])]
     clear: Vec<String>,
-    /// Takes back everything that is said of the subject.
+    /// Takes back everything that is set for the subject.
     #[arg(long, requires = "subject")]
     remove: bool,
     #[command(flatten)]
@@ -72,7 +72,7 @@ pub(super) async fn run(args: OverrideArgs) -> anyhow::Result<()> {
     let Some(subject) = &args.subject else {
         let pages = client.pages(&of_domain).await?;
         let subjects: Vec<&Value> = pages.iter().flat_map(|page| items(page, "subjects")).collect();
-        return args.connection.show(&json!({"subjects": subjects}), list_text);
+        return args.connection.show(&json!({"subjects": subjects}), |list| list_text(&args.domain, list));
     };
     let path = format!("{of_domain}/{}", escaped(subject));
     let change = change(&args)?;
@@ -160,10 +160,15 @@ fn until(written: &str) -> anyhow::Result<Timestamp> {
     let hint = || anyhow!("`{written}` is no time: write 15m, 36h, or 2027-01-01T00:00:00Z");
     let micros = parse_duration(written).map_err(|_| hint())?;
     let later = std::time::Duration::from_micros(micros);
-    Timestamp::now().checked_add(later).map_err(|_| hint())
+    let end = Timestamp::now().checked_add(later).map_err(|_| hint())?;
+    // Nobody needs the rest of the digits, in the audit log least of all.
+    Timestamp::from_millisecond(end.as_millisecond()).map_err(|_| hint())
 }
 
-fn list_text(list: &Value) -> String {
+fn list_text(domain: &str, list: &Value) -> String {
+    if items(list, "subjects").is_empty() {
+        return format!("no subject of domain `{domain}` has an override\n");
+    }
     let rows: Vec<Vec<String>> = items(list, "subjects")
         .iter()
         .map(|subject| vec![text(subject, "subject").to_owned(), sayings(subject).join("; ")])
@@ -220,6 +225,7 @@ mod tests {
         assert_eq!(until("2027-01-01T00:00:00Z").unwrap().to_string(), "2027-01-01T00:00:00Z");
         let in_an_hour = until("1h").unwrap().as_second() - Timestamp::now().as_second();
         assert!((3_590..=3_610).contains(&in_an_hour), "{in_an_hour}");
+        assert_eq!(until("1h").unwrap().subsec_nanosecond() % 1_000_000, 0, "to the millisecond");
         assert!(until("soon").unwrap_err().to_string().contains("15m"));
     }
 

@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use http::Method;
 use serde_json::json;
 
-use super::{Connection, Subject};
+use super::{Connection, Subject, count};
 
 #[derive(Debug, Args)]
 pub(crate) struct ResetArgs {
@@ -32,5 +32,5 @@ pub(super) async fn run(args: ResetArgs) -> anyhow::Result<()> {
     let kind = args.kind.to_possible_value().expect("every kind can be typed").get_name().to_owned();
     let path = format!("{}/reset", args.of.path());
     let answer = args.connection.client()?.call(Method::POST, &path, Some(&json!({"kind": kind}))).await?;
-    args.connection.show(&answer, |answer| format!("{} counters forgotten\n", answer["reset"]))
+    args.connection.show(&answer, |answer| format!("{} forgotten\n", count(answer, "reset", "counter")))
 }

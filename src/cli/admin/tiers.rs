@@ -19,10 +19,13 @@ pub(crate) struct TiersArgs {
 pub(super) async fn run(args: TiersArgs) -> anyhow::Result<()> {
     let path = format!("/v1/domains/{}/tiers", escaped(&args.domain));
     let tiers = args.connection.client()?.call(Method::GET, &path, None).await?;
-    args.connection.show(&tiers, tiers_text)
+    args.connection.show(&tiers, |tiers| tiers_text(&args.domain, tiers))
 }
 
-fn tiers_text(tiers: &Value) -> String {
+fn tiers_text(domain: &str, tiers: &Value) -> String {
+    if items(tiers, "tiers").is_empty() {
+        return format!("domain `{domain}` has no tiers\n");
+    }
     let row = |tier: &Value| {
         let source = match tier["replaces_file"] == true {
             true => format!("{}, in place of the file's", text(tier, "source")),
@@ -61,6 +64,7 @@ mod tests {
         let expected = "TIER  LIMITS                        DAILY  MONTHLY  PRIORITY  FROM\n\
                         free  9/hour token_bucket burst 20      5  -        -         api.yaml:3\n\
                         pro   unlimited; write: 1/second        -  -        high      run time, in place of the file's\n";
-        assert_eq!(tiers_text(&tiers), expected);
+        assert_eq!(tiers_text("api", &tiers), expected);
+        assert_eq!(tiers_text("api", &json!({"tiers": []})), "domain `api` has no tiers\n");
     }
 }
