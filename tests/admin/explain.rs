@@ -350,3 +350,16 @@ async fn what_cannot_be_said_is_neither() {
     assert!(code == 2 && said.starts_with("unknown: usage unknown: the store"), "{said}");
     assert!(said.contains("plan  tier  fixed_window  2/365d  1  -  -  -  unknown"), "{said}");
 }
+
+#[tokio::test]
+async fn limits_that_an_override_lifts_are_not_those_of_an_unlimited_rule_or_tier() {
+    let weir = rules().start().await;
+    for (subject, whose) in [("user_id=u1", "tier"), ("remote_address=192.0.2.1", "rule")] {
+        let path = format!("/v1/domains/api/subjects/{subject}");
+        done(&weir, "PATCH", &path, json!({"limits": [{"unlimited": true}]})).await;
+        let (code, said) = explain(&weir, &[subject]).await;
+        assert_eq!(code, 0, "{said}");
+        assert!(said.contains(&format!("an override lifts the limits of the {whose} for {subject}")), "{said}");
+        assert!(!said.contains("is unlimited"), "{said}");
+    }
+}

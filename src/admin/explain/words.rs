@@ -167,15 +167,22 @@ impl Sentences<'_, '_, '_> {
                 let rule = self.0.explained.plan.descriptors[by].rule.map(|rule| self.0.domain.rule(rule).label());
                 format!("rule `{}` of descriptor {} stands in for it (`replaces`)", rule?, by + 1)
             }
-            Kind::Unlimited if reasons.tier.is_none() => "the rule is unlimited".to_owned(),
+            Kind::Unlimited if reasons.tier.is_none() && !self.is_lifted(planned) => "the rule is unlimited".to_owned(),
             Kind::Unmatched if planned.rule.is_some() => "the rule limits nothing".to_owned(),
             _ => return None,
         })
     }
 
+    /// It is unlimited by an override alone: the rule, or the tier, has limits.
+    fn is_lifted(&self, planned: &Planned) -> bool {
+        let rule = planned.rule.map(|rule| self.0.domain.rule(rule)).filter(|rule| !rule.unlimited);
+        planned.kind == Kind::Unlimited && rule.is_some_and(|rule| !rule.limits_of(planned.tier).is_empty())
+    }
+
     fn of_tier(&self, reason: &TierReason<'_>, planned: &Planned) -> String {
         let tier = planned.tier.map(|tier| &*self.0.domain.plans.tier(tier).name).unwrap_or_default();
-        let unlimited = if planned.kind == Kind::Unlimited { ", which is unlimited" } else { "" };
+        let is_unlimited = planned.kind == Kind::Unlimited && !self.is_lifted(planned);
+        let unlimited = if is_unlimited { ", which is unlimited" } else { "" };
         match (reason.source, &reason.named) {
             (TierSource::Entry(key), Some(named)) if reason.is_known => {
                 format!("tier `{tier}`: entry {} names it{unlimited}", pair(key, named.as_bytes()))
@@ -253,8 +260,11 @@ fn of_record(record: &SubjectRecord, rule: &Rule, planned: &Planned, reasons: &R
     let subject = key::shown(&reasons.subject);
     let mut said = Vec::new();
     if record.limits.iter().any(|limits| limits.rule.is_none() || limits.rule.as_deref() == Some(rule.label())) {
-        let stands = if planned.checks.is_empty() { "no limit stands" } else { "limits of its own stand" };
-        said.push(format!("{stands} for {subject} in place of the {}'s", if planned.tier.is_some() { "tier" } else { "rule" }));
+        let whose = if planned.tier.is_some() { "tier" } else { "rule" };
+        said.push(match planned.checks.is_empty() {
+            true => format!("an override lifts the limits of the {whose} for {subject}"),
+            false => format!("limits of its own stand for {subject} in place of the {whose}'s"),
+        });
     }
     if let Some(multiplier) = record.multiplier {
         let (whole, part) = (multiplier / subject::WHOLE, multiplier % subject::WHOLE);
