@@ -267,3 +267,15 @@ async fn nobody_there_is_said() {
     let complaint = fails(&weir, &["export"]).await;
     assert!(complaint.contains("no admin API at 127.0.0.1"), "{complaint}");
 }
+
+#[tokio::test]
+async fn an_address_that_is_none_names_the_flag_and_the_variable() {
+    for address in ["127.0.0.1:6070", "https://127.0.0.1:6070", "foo"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        command.args(["tiers", "api"]).env_clear().env("WEIR_ADMIN", address).stdin(Stdio::null());
+        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("weir runs");
+        let said = String::from_utf8(output.stderr).expect("weir prints UTF-8");
+        let expected = format!("weir: `{address}` (--admin or WEIR_ADMIN): write it as http://127.0.0.1:6070");
+        assert!(!output.status.success() && said.starts_with(&expected), "{said}");
+    }
+}

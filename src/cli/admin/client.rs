@@ -36,12 +36,13 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(url: &str, token_file: Option<&Path>) -> anyhow::Result<Client> {
-        let uri: Uri = url.parse().with_context(|| format!("--admin {url}"))?;
+        let named = format!("`{url}` (--admin or WEIR_ADMIN)");
+        let uri: Uri = url.parse().with_context(|| named.clone())?;
         ensure!(
             uri.scheme_str() == Some("http"),
-            "--admin {url}: only http:// is spoken; for TLS, go through a proxy on this machine"
+            "{named}: write it as http://127.0.0.1:6070; for TLS, go through a proxy on this machine"
         );
-        let host = uri.host().with_context(|| format!("--admin {url} names no host"))?;
+        let host = uri.host().with_context(|| format!("{named} names no host"))?;
         let authority = format!("{host}:{}", uri.port_u16().unwrap_or(6070));
         Ok(Client { authority, token: token_file.map(token).transpose()? })
     }
@@ -172,7 +173,8 @@ impl Client {
 const MAX_TOKEN_FILE: u64 = 64 << 10;
 
 fn token(path: &Path) -> anyhow::Result<HeaderValue> {
-    let text = regular_file::read_typed_text(path, MAX_TOKEN_FILE).with_context(|| format!("--token-file {}", path.display()))?;
+    let text = regular_file::read_typed_text(path, MAX_TOKEN_FILE);
+    let text = text.with_context(|| format!("{} (--token-file or WEIR_ADMIN_TOKEN_FILE)", path.display()))?;
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     let line = lines.into_iter().find(|line| !line.is_empty());
     let token = line.and_then(|line| line.split_whitespace().last()).with_context(|| format!("{} has no token", path.display()))?;
