@@ -12,7 +12,7 @@ pub(super) fn unknown_domain(rules: &RuleSet, name: &str) -> Mistake {
         return Mistake::unknown(format!("no domain `{name}` is loaded: no rules are loaded"));
     }
     let near = suggestion(name, known.iter().copied());
-    Mistake::unknown(format!("no domain `{name}` is loaded: there are {}{near}", listed(known.into_iter())))
+    Mistake::unknown(format!("no domain `{name}` is loaded: the rules have {}{near}", listed(known.into_iter())))
 }
 
 pub(super) fn knows_tier(domain: &Domain, tier: &str) -> bool {

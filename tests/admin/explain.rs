@@ -340,7 +340,7 @@ async fn what_cannot_be_said_is_neither() {
     let asked = ["explain", "--domain", "apii", "--descriptor", "user_id=u1"];
     for by in [["--admin", &admin], ["--rules", file.to_str().expect("UTF-8")]] {
         let (code, printed, complaint) = self::weir(&[asked.as_slice(), &by].concat()).await;
-        assert!(code == 2 && complaint.contains("no domain `apii` is loaded: there are api"), "{code} {complaint}");
+        assert!(code == 2 && complaint.contains("no domain `apii` is loaded: the rules have api"), "{code} {complaint}");
         assert_eq!(printed, "", "nothing is said of it");
     }
     let server = RedisServer::start();

@@ -48,7 +48,7 @@ fn warnings(answer: &Value) -> Vec<&str> {
 async fn an_unknown_domain_is_an_error_that_names_the_domains() {
     let weir = start().await;
     let (path, expected) =
-        ("/v1/domains/apii/subjects/user_id=u1", "no domain `apii` is loaded: there are api; did you mean `api`?");
+        ("/v1/domains/apii/subjects/user_id=u1", "no domain `apii` is loaded: the rules have api; did you mean `api`?");
     let descriptors = json!({"descriptors": [{"entries": [{"key": "user_id", "value": "u1"}]}]});
     for (method, path, body) in [
         ("GET", path, json!(null)),
@@ -74,7 +74,7 @@ async fn an_unknown_domain_is_an_error_that_names_the_domains() {
         (0..30).map(|number| format!("domain: d{number:02}\ndescriptors: [{{key: k, limits: [1/hour]}}]\n")).collect();
     let weir = Settings::with_rules(&many.join("---\n")).start().await;
     let (_, reason) = refused(&weir, "GET", "/v1/domains/x/tiers", json!(null)).await;
-    assert!(reason.contains("there are d00, d01") && reason.contains("d19 and 10 more"), "{reason}");
+    assert!(reason.contains("the rules have d00, d01") && reason.contains("d19 and 10 more"), "{reason}");
 }
 
 #[tokio::test]
@@ -98,7 +98,7 @@ async fn an_import_names_the_record_and_the_field() {
         ),
         (
             json!({"subjects": [good, of_domain("apii")]}),
-            "subjects[1].domain: `user_id=u1` of domain `apii`: no domain `apii` is loaded: there are api",
+            "subjects[1].domain: `user_id=u1` of domain `apii`: no domain `apii` is loaded: the rules have api",
         ),
         (json!({"tiers": [{"domain": "apii", "name": "x", "daily": 1}]}), "tiers[0].domain: tier `x` of domain `apii`: no domain"),
         (
