@@ -314,11 +314,14 @@ pub(super) fn tier_definition(tier: &proto::Tier) -> Result<TierDefinition, Mist
         (rates, _) => Ok((Box::from(name), rates)),
     };
     not_too_many(tier.sets.len()).map_err(|mistake| mistake.below("sets"))?;
-    let mut sets = vec![set(DEFAULT_SET, &tier.limits)?];
+    // Without `limits`, named sets are all that there is; a tier without either has no rate limits.
+    let has_default = !tier.limits.is_empty() || tier.sets.is_empty();
+    let mut sets = if has_default { vec![set(DEFAULT_SET, &tier.limits)?] } else { Vec::new() };
     for (place, given) in tier.sets.iter().enumerate() {
         let at = |mistake: Mistake| mistake.below(format!("sets[{place}]"));
         plain(&given.name, "name").map_err(at)?;
-        if given.name.is_empty() || sets.iter().any(|(name, _): &(Box<str>, _)| **name == *given.name) {
+        let is_taken = |name: &str| name == DEFAULT_SET || sets.iter().any(|(set, _): &(Box<str>, _)| **set == *name);
+        if given.name.is_empty() || is_taken(&given.name) {
             return Err(at(invalid("each of `sets` has a name of its own; `limits` is the one called default").below("name")));
         }
         sets.push(set(&given.name, &given.limits).map_err(at)?);
@@ -326,6 +329,11 @@ pub(super) fn tier_definition(tier: &proto::Tier) -> Result<TierDefinition, Mist
     sets.sort_by(|(one, _), (other, _)| one.cmp(other));
     // A tier has no quotas but its own: to lift one is to have none.
     let (quotas, _) = quota_limits(tier.daily, tier.monthly)?;
+    if tier.limits.is_empty() && tier.sets.is_empty() && quotas.is_empty() && priority.is_none() {
+        let hint =
+            "give `limits`, `sets`, `daily`, `monthly` or `priority`; `limits: [{limit: unlimited}]` for a tier without limits";
+        return Err(invalid(format!("a tier that says nothing: {hint}")));
+    }
     Ok(TierDefinition { priority, sets, quotas })
 }
 

@@ -1,6 +1,8 @@
 //! Names that the rules in force do not have, and what they have instead.
 
 use super::problem::Mistake;
+use crate::rules::tier::DEFAULT_SET;
+use crate::rules::tier_definition::TierDefinition;
 use crate::rules::{Domain, Rule, RuleSet};
 use crate::spelling::{listed, suggestion};
 
@@ -40,6 +42,22 @@ pub(super) fn has_rule(domain: &Domain, rule: &str) -> Result<(), Mistake> {
         return Ok(());
     }
     Err(unknown(domain, "rule", rule, || domain.rules.iter().map(Rule::label)))
+}
+
+/// # Errors
+/// For a tier with neither the set of limits that a rule names nor default ones: that rule would not limit it.
+pub(super) fn has_sets(domain: &Domain, definition: &TierDefinition) -> Result<(), Mistake> {
+    let Some(set) = definition.missing_set(domain) else { return Ok(()) };
+    let missing = if set == DEFAULT_SET {
+        format!("a rule of domain `{}` names no set, and the tier has no limits for it", domain.name)
+    } else {
+        format!(
+            "a rule of domain `{}` uses the set `{set}`, and the tier has neither that set nor limits to take instead",
+            domain.name
+        )
+    };
+    let hint = "give `limits`; `limits: [{limit: unlimited}]` for none";
+    Err(Mistake::invalid(format!("{missing}: {hint}")).below("limits"))
 }
 
 fn unknown<'d, N: Iterator<Item = &'d str>>(domain: &Domain, what: &str, name: &str, known: impl Fn() -> N) -> Mistake {

@@ -171,13 +171,8 @@ impl<S: OperatorStore> Operations<S> {
         let name = convert::tier_name(&tier.domain, &tier.name)?;
         let domain = self.domain(&tier.domain)?;
         let definition = convert::tier_definition(&tier)?;
-        let says_nothing = tier.limits.is_empty() && tier.sets.is_empty() && definition.quotas.is_empty();
-        if says_nothing && definition.priority.is_none() {
-            let hint =
-                "give `limits`, `sets`, `daily`, `monthly` or `priority`; `limits: [{limit: unlimited}]` for a tier without limits";
-            return Err(Problem::Invalid(format!("a tier that says nothing: {hint}")));
-        }
         tier_countable(&definition, &domain)?;
+        names::has_sets(&domain, &definition)?;
         let shown = convert::tier(&tier.domain, &tier.name, &definition);
         let without_room = effects::of_bursts(definition.sets.iter().flat_map(|(_, rates)| rates));
         let loaded = self.shared.loaded();

@@ -22,6 +22,17 @@ impl TierDefinition {
         named(name).or_else(|| named(DEFAULT_SET)).unwrap_or_default()
     }
 
+    /// The set of limits that a rule of this domain asks for, where the definition has neither that set nor a default one. A definition
+    /// without any sets limits by its quotas alone.
+    pub fn missing_set<'d>(&self, domain: &'d Domain) -> Option<&'d str> {
+        let has = |name: &str| self.sets.iter().any(|(set, _)| **set == *name);
+        if self.sets.is_empty() || has(DEFAULT_SET) {
+            return None;
+        }
+        let mut asked = domain.rules.iter().filter_map(|rule| Some(&*rule.tiers.as_ref()?.set));
+        asked.find(|set| !has(set))
+    }
+
     /// What two limits of a set count by that would be one counter with two sizes, in a rule of this domain.
     pub fn same_counter(&self, domain: &Domain) -> Option<Algorithm> {
         let tiers = domain.rules.iter().filter_map(|rule| rule.tiers.as_ref());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderName, TE};
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Method, Request, Response};
 use http_body_util::Full;
 use hyper::service::Service;
 use tonic::Status;
@@ -70,7 +70,7 @@ impl<S: ReservationStore + 'static> Service<Request<Counted>> for GrpcService<S>
 
     fn call(&self, mut request: Request<Counted>) -> Self::Future {
         if let Err(reason) = grpc_request::check(request.method(), request.headers()) {
-            return Call::new(std::future::ready(Ok(refusal(reason))));
+            return Call::new(std::future::ready(Ok(refusal(reason, request.method()))));
         }
         if RlsService::<S>::serves(request.uri().path()) {
             return self.rls.call(request);
@@ -102,10 +102,12 @@ impl<S: ReservationStore + 'static> Service<Request<Counted>> for GrpcService<S>
     }
 }
 
-/// The answer to a request that is not a gRPC call, whatever its path.
-fn refusal(reason: NotACall) -> Response<Body> {
+/// The answer to a request that is not a gRPC call, whatever its path. An answer to HEAD has no body: HTTP/2 clients take one for a
+/// broken stream.
+fn refusal(reason: NotACall, method: &Method) -> Response<Body> {
     let text = format!("this port speaks gRPC: {}\n", reason.hint());
-    let mut response = Response::new(Body::new(Full::new(Bytes::from(text))));
+    let body = if *method == Method::HEAD { Body::empty() } else { Body::new(Full::new(Bytes::from(text))) };
+    let mut response = Response::new(body);
     *response.status_mut() = reason.status();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

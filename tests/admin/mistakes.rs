@@ -477,3 +477,31 @@ async fn tiers_are_those_of_the_files_and_those_of_the_run_time() {
     assert_eq!((&pro["source"], &pro["daily"], &pro["priority"]), (&json!("rules.yaml:6"), &json!(50), &json!("high")));
     assert_eq!((&pro["sets"][0]["name"], &pro["sets"][0]["limits"][0]["limit"]), (&json!("write"), &json!("3/hour")));
 }
+
+#[tokio::test]
+async fn a_tier_without_the_limits_that_a_rule_asks_for_is_no_tier_without_limits() {
+    let weir = start().await;
+    let team = json!({"sets": [{"name": "write", "limits": [{"limit": "3/hour"}]}], "monthly": 50});
+    let expected = "a rule of domain `api` names no set, and the tier has no limits for it";
+    let (status, reason) = refused(&weir, "PUT", "/v1/domains/api/tiers/team", team.clone()).await;
+    assert!(status == 400 && reason.starts_with(&format!("limits: {expected}")), "{status} {reason}");
+    let mut record = team.clone();
+    (record["domain"], record["name"]) = (json!("api"), json!("team"));
+    let (status, reason) = refused(&weir, "POST", "/v1/records", json!({"tiers": [record]})).await;
+    assert!(
+        status == 400 && reason.starts_with(&format!("tiers[0].limits: tier `team` of domain `api`: {expected}")),
+        "{status} {reason}"
+    );
+    let forced = done(&weir, "POST", "/v1/records?force=true", json!({"tiers": [record]})).await;
+    assert!(forced["warnings"][0].as_str().is_some_and(|warning| warning.contains(expected)), "{forced}");
+    // A tier that says nothing is as little meant in an import as by itself.
+    let nothing = json!({"tiers": [{"domain": "api", "name": "new"}]});
+    let (status, reason) = refused(&weir, "POST", "/v1/records?force=true", nothing).await;
+    assert!(status == 400 && reason.contains("a tier that says nothing"), "{status} {reason}");
+    for limits in ["unlimited", "9/hour"] {
+        let mut whole = team.clone();
+        whole["limits"] = json!([{"limit": limits}]);
+        done(&weir, "PUT", "/v1/domains/api/tiers/team", whole).await;
+    }
+    done(&weir, "PUT", "/v1/domains/api/tiers/quotas", json!({"daily": 5})).await;
+}

@@ -171,7 +171,11 @@ impl Check {
     /// Whether all that a record names is in the rules, or among the names that have come.
     fn has_names_of(&self, checked: &Checked) -> bool {
         let Some(domain) = self.domain(&checked.name) else { return domain_of(&checked.name).is_none() };
-        let Record::Subject(record) = &checked.record else { return true };
+        let record = match &checked.record {
+            Record::Subject(record) => record,
+            Record::Tier(definition) => return names::has_sets(domain, definition).is_ok(),
+            Record::Switch(_) => return true,
+        };
         let is_rule = |rule: &str| names::knows_rule(domain, rule);
         record.tier.as_deref().is_none_or(|tier| self.has_tier(domain, tier))
             && record.limits.iter().filter_map(|limits| limits.rule.as_deref()).all(is_rule)
@@ -187,7 +191,11 @@ impl Check {
             let named = domain_of(&checked.name).unwrap_or_default();
             return vec![names::unknown_domain(&self.rules, named).below("domain")];
         };
-        let Record::Subject(record) = &checked.record else { return Vec::new() };
+        let record = match &checked.record {
+            Record::Subject(record) => record,
+            Record::Tier(definition) => return names::has_sets(domain, definition).err().into_iter().collect(),
+            Record::Switch(_) => return Vec::new(),
+        };
         let tier = record.tier.as_deref().filter(|tier| !self.has_tier(domain, tier));
         let tier = tier.and_then(|tier| names::has_tier(domain, tier).err()).map(|mistake| mistake.below("tier"));
         let rules = record.limits.iter().enumerate().filter_map(|(place, limits)| {
