@@ -29,7 +29,7 @@ impl<'n, 's> Fields<'n, 's> {
             return None;
         };
         let mut seen = HashSet::with_capacity(entries.len());
-        for (key, _) in entries {
+        for (key, value) in entries {
             let Value::Scalar(Scalar { text, .. }) = &key.value else {
                 report.error(key.at, path, format!("a key must be text, found {}", describe(key)));
                 continue;
@@ -39,7 +39,7 @@ impl<'n, 's> Fields<'n, 's> {
             } else if report.is_full() && keys::of(level).all(|known| known != text) {
                 // Only counted: finding out what was meant takes far longer.
                 report.error(key.at, path, "");
-            } else if let Some(problem) = keys::check(level, text, |other| has_value(entries, other)) {
+            } else if let Some(problem) = keys::check(level, text, says_nothing(value), |other| has_value(entries, other)) {
                 report.complain(problem.severity, key.at, path, problem.message).hint(problem.hint);
             }
         }
@@ -67,14 +67,14 @@ impl<'n, 's> Fields<'n, 's> {
 
     /// Whether any of its keys is an error by itself: another may then be missing only because it is misspelt.
     pub(crate) fn has_unknown(&self, level: Level) -> bool {
-        let known = |key: &Node<'_>| match &key.value {
+        let known = |key: &Node<'_>, value: &Node<'_>| match &key.value {
             Value::Scalar(Scalar { text, .. }) => {
-                let problem = keys::check(level, text, |other| has_value(self.entries, other));
+                let problem = keys::check(level, text, says_nothing(value), |other| has_value(self.entries, other));
                 problem.is_none_or(|problem| problem.severity == Severity::Warning)
             }
             _ => false,
         };
-        self.entries.iter().any(|(key, _)| !known(key))
+        self.entries.iter().any(|(key, value)| !known(key, value))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -90,6 +90,16 @@ impl<'n, 's> Fields<'n, 's> {
 fn has_value(entries: &[(Node<'_>, Node<'_>)], wanted: &str) -> bool {
     let is_wanted = |key: &Node<'_>| matches!(&key.value, Value::Scalar(scalar) if scalar.text == wanted);
     entries.iter().any(|(key, value)| is_wanted(key) && !value.is_null())
+}
+
+/// Whether a value is what a key has that is absent: `false`, or empty.
+fn says_nothing(value: &Node<'_>) -> bool {
+    match &value.value {
+        Value::Scalar(Scalar { kind: Kind::Quoted, text }) => text.is_empty(),
+        Value::Scalar(Scalar { text, .. }) => value.is_null() || text.eq_ignore_ascii_case("false"),
+        Value::List(items) => items.is_empty(),
+        Value::Map(entries) => entries.is_empty(),
+    }
 }
 
 /// What a node is, for "found …".

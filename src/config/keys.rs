@@ -123,7 +123,8 @@ pub(crate) enum Misplaced {
     Ignored,
     /// It does nothing beside this key; without it, requests would go unlimited: an error.
     IgnoredBeside(&'static str),
-    /// What was meant is lost, and requests would be refused or go unlimited by mistake: an error.
+    /// What was meant is lost, and requests would be refused or go unlimited by mistake: an error, unless the value says nothing
+    /// (`false`, or empty).
     Harmful,
 }
 
@@ -155,6 +156,11 @@ pub(crate) fn ignored(level: Level) -> impl Iterator<Item = (&'static str, Optio
     })
 }
 
+/// The keys that a level does not have and accepts, with a warning, where their value says nothing.
+pub(crate) fn harmful(level: Level) -> impl Iterator<Item = &'static str> {
+    KEPT.into_iter().filter(move |key| misplaced(level, key) == Some(Misplaced::Harmful))
+}
+
 /// What is wrong with a key, and what to write instead.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct KeyProblem {
@@ -177,15 +183,16 @@ pub(crate) fn settings() -> impl Iterator<Item = &'static str> {
     of(Level::Document).filter(|key| !["domain", "descriptors", "tests"].contains(key))
 }
 
-/// `None` for a key that stands rightly on this level, in a map with these `others`.
-pub(crate) fn check(level: Level, key: &str, others: impl Fn(&str) -> bool) -> Option<KeyProblem> {
+/// `None` for a key that stands rightly on this level, in a map with these `others`. `says_nothing`: its value is `false`, or empty.
+pub(crate) fn check(level: Level, key: &str, says_nothing: bool, others: impl Fn(&str) -> bool) -> Option<KeyProblem> {
     if has(level, key) {
         return None;
     }
     let is_ignored = match misplaced(level, key) {
         Some(Misplaced::Ignored) => true,
         Some(Misplaced::IgnoredBeside(other)) => others(other),
-        Some(Misplaced::Harmful) | None => false,
+        Some(Misplaced::Harmful) => says_nothing,
+        None => false,
     };
     let severity = if is_ignored { Severity::Warning } else { Severity::Error };
     let problem = |message: String, hint: String| Some(KeyProblem { severity, message, hint });
@@ -226,7 +233,7 @@ mod tests {
     use super::*;
 
     fn hint(level: Level, key: &str) -> String {
-        check(level, key, |_| false).expect("a problem").hint
+        check(level, key, false, |_| false).expect("a problem").hint
     }
 
     #[test]
@@ -267,7 +274,7 @@ mod tests {
 
     #[test]
     fn what_is_ignored_elsewhere_is_a_warning_unless_it_does_harm() {
-        let severity = |level, key| check(level, key, |_| false).expect("a problem").severity;
+        let severity = |level, key| check(level, key, false, |_| false).expect("a problem").severity;
         for key in ["name", "unit", "detailed_metric", "key"] {
             assert_eq!(severity(Level::Document, key), Severity::Warning, "{key}");
         }
@@ -275,7 +282,7 @@ mod tests {
             assert_eq!(severity(Level::RateLimit, key), Severity::Error, "{key}");
         }
         assert_eq!(severity(Level::Descriptor, "requests_per_unit"), Severity::Error);
-        let beside = check(Level::Descriptor, "requests_per_unit", |other| other == "rate_limit");
+        let beside = check(Level::Descriptor, "requests_per_unit", false, |other| other == "rate_limit");
         assert_eq!(beside.expect("a problem").severity, Severity::Warning);
         assert_eq!(severity(Level::Limit, "name"), Severity::Error, "a map that only weir has");
     }

@@ -62,6 +62,10 @@ fn object(level: Level) -> Value {
     for (key, _) in keys::ignored(level) {
         properties.insert(key.to_owned(), json!({"description": "Does nothing here.", "deprecated": true}));
     }
+    for key in keys::harmful(level) {
+        let nothing = json!([null, false, "", [], {}]);
+        properties.insert(key.to_owned(), json!({"description": "Does nothing here.", "deprecated": true, "enum": nothing}));
+    }
     let required: Vec<&str> = fields.iter().filter(|field| field.presence == Presence::Required).map(|field| field.name).collect();
     let mut object = json!({"type": "object", "properties": properties, "additionalProperties": false});
     if !required.is_empty() {
