@@ -111,6 +111,7 @@ async fn no_such_path(method: Method, headers: HeaderMap, uri: Uri) -> Response 
     problem(StatusCode::NOT_FOUND, &format!("nothing is at `{}`: `GET /openapi.json` says what there is", uri.path()))
 }
 
+/// An answer to HEAD has no body: HTTP/2 clients take one for a broken stream.
 async fn only_grpc(request: Request, next: Next) -> Response {
     let Err(reason) = grpc_request::check(request.method(), request.headers()) else {
         let in_time = timeout(GRPC_TIME, next.run(request)).await;
@@ -121,6 +122,9 @@ async fn only_grpc(request: Request, next: Next) -> Response {
     let mut response = problem(reason.status(), &text);
     if reason == NotACall::Method {
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+    }
+    if *request.method() == Method::HEAD {
+        *response.body_mut() = Body::empty();
     }
     response
 }

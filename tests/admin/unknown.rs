@@ -77,3 +77,29 @@ async fn over_grpc_it_is_unimplemented() {
         assert_eq!(answer.map(|_| ()).map_err(|status| status.code()), Err(tonic::Code::Unimplemented), "{path}");
     }
 }
+
+/// A body in an answer to HEAD is an error of the stream.
+#[tokio::test]
+async fn head_is_answered_without_a_body_over_http_2_whatever_its_path() {
+    let weir = open().start().await;
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", weir.admin)).await.expect("the server listens");
+    let (mut client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    for (path, status) in [
+        ("/weir.admin.v1.AdminService/GetSwitch", 405),
+        ("/weir.admin.v1.AdminService/Nope", 405),
+        ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", 405),
+        ("/healthcheck", 200),
+        ("/nope", 404),
+    ] {
+        let head = ::http::Request::head(format!("http://127.0.0.1:{}{path}", weir.admin)).body(()).expect("a request");
+        client = client.ready().await.expect("an open connection");
+        let (answer, _) = client.send_request(head, true).expect("an open connection");
+        let (parts, mut body) = answer.await.expect("an answer").into_parts();
+        assert_eq!(parts.status, status, "{path}");
+        while let Some(part) = body.data().await {
+            let part = part.unwrap_or_else(|error| panic!("{path}: {error}"));
+            assert!(part.is_empty(), "{path}");
+        }
+    }
+}
