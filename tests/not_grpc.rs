@@ -3,6 +3,8 @@
 #[path = "support/in_process.rs"]
 mod in_process;
 
+use std::future::Future;
+
 use in_process::{Served, h2_connection};
 
 const RULES: &str = "domain: d\ndescriptors:\n  - {key: user, rate_limit: {unit: hour, requests_per_unit: 2}}\n";
@@ -51,5 +53,28 @@ async fn what_is_no_grpc_call_is_refused_by_http_whatever_its_path() {
             assert_eq!(send("POST", path, Some(kind)).await.0, 200, "{path} {kind}");
         }
     }
+    served.stop().await;
+}
+
+/// An answer before the request's end resets the stream, and curl then shows the reset in place of the answer.
+#[tokio::test]
+async fn a_request_that_is_no_grpc_call_is_read_before_it_is_refused() {
+    let served = Served::rules(RULES).await;
+    let stream = tokio::net::TcpStream::connect(served.addresses().grpc).await.expect("the server listens");
+    let (mut client, mut connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    let mut pings = connection.ping_pong().expect("taken once");
+    tokio::spawn(connection);
+    client = client.ready().await.expect("an open connection");
+    let request = http::Request::post("http://localhost/json").header("content-type", "application/json");
+    let (answer, mut body) = client.send_request(request.body(()).expect("a request"), false).expect("an open connection");
+    let mut answer = Box::pin(answer);
+    // The server has seen the head by then, and begun to decide.
+    for _ in 0..3 {
+        pings.ping(h2::Ping::opaque()).await.expect("an open connection");
+    }
+    let is_pending = std::future::poll_fn(|context| std::task::Poll::Ready(answer.as_mut().poll(context).is_pending())).await;
+    assert!(is_pending, "more of the request is to come");
+    body.send_data("{}".into(), true).expect("an open stream");
+    assert_eq!(answer.await.expect("an answer").status(), 415);
     served.stop().await;
 }

@@ -41,6 +41,8 @@ const GRPC_TIME: Duration = Duration::from_secs(65);
 
 /// How much of a refused call over gRPC is read, for the audit, and how long it may take to come.
 const MAX_REFUSED: (usize, Duration) = (4 << 10, MAX_TIME);
+/// How long a request that is not a gRPC call may take to come, before it is refused.
+const MAX_NO_CALL: Duration = Duration::from_secs(1);
 /// The headers that this API and its guards look at. Others are dropped from requests over HTTP/2.
 pub const HEADERS: [HeaderName; 10] = [
     ACCEPT,
@@ -126,6 +128,8 @@ async fn only_grpc(request: Request, next: Next) -> Response {
     if *request.method() == Method::HEAD {
         *response.body_mut() = Body::empty();
     }
+    // An answer before the request's end resets the stream, and curl then shows the reset in place of the answer.
+    drop(timeout(MAX_NO_CALL, to_bytes(request.into_body(), MAX_REFUSED.0)).await);
     response
 }
 

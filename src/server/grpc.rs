@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderName, TE};
@@ -22,7 +23,7 @@ use crate::grpc_request::{self, NotACall};
 use crate::limiter::abandoned::Call;
 use crate::reflection::with_reflection;
 use crate::store::reservations::ReservationStore;
-use crate::transport::body::{MAX_TIME, Timed};
+use crate::transport::body::{self, Bounds, MAX_TIME, Timed, Unread};
 use crate::transport::room::Paths;
 use crate::transport::{Counted, Lasting, only};
 
@@ -35,6 +36,9 @@ const NEEDED: [HeaderName; 4] =
 const MAX_PATH: usize = 128;
 /// The longest message to health: it names a service.
 const MAX_HEALTH: usize = 4 << 10;
+
+/// How much of a request that is not a gRPC call is read, in bytes, and how long it may take to come.
+const MAX_REFUSED: (usize, Duration) = (4 << 10, Duration::from_secs(1));
 
 /// Everything that one gRPC port answers.
 pub struct GrpcService<S> {
@@ -70,7 +74,11 @@ impl<S: ReservationStore + 'static> Service<Request<Counted>> for GrpcService<S>
 
     fn call(&self, mut request: Request<Counted>) -> Self::Future {
         if let Err(reason) = grpc_request::check(request.method(), request.headers()) {
-            return Call::new(std::future::ready(Ok(refusal(reason, request.method()))));
+            let answer = refusal(reason, request.method());
+            return Call::new(async {
+                read_on(request.into_body()).await;
+                Ok(answer)
+            });
         }
         if RlsService::<S>::serves(request.uri().path()) {
             return self.rls.call(request);
@@ -100,6 +108,13 @@ impl<S: ReservationStore + 'static> Service<Request<Counted>> for GrpcService<S>
             }
         }
     }
+}
+
+/// Reads what a refused request sends, within bounds: an answer before its end resets the stream, and curl then shows the reset in
+/// place of the answer.
+async fn read_on(body: Counted) {
+    let check = |begun: &[u8]| if begun.len() > MAX_REFUSED.0 { Err(Unread::Full) } else { Ok(()) };
+    drop(body::read(body, Bounds::within(MAX_REFUSED.1), check).await);
 }
 
 /// The answer to a request that is not a gRPC call, whatever its path. An answer to HEAD has no body: HTTP/2 clients take one for a
