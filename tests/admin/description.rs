@@ -80,7 +80,7 @@ async fn what_makes_no_sense_is_said() {
         ("PATCH", path, json!({"clear": ["everything"]}), 400, "cannot be cleared"),
         ("PATCH", path, json!({"blocked_until": "tomorrow"}), 400, "rfc3339"),
         ("PATCH", path, json!({"subject": "user_id=u2"}), 400, "stands in the path"),
-        ("PATCH", "/v1/domains/apii/subjects/user_id=u1", json!({"multiplier": 1}), 404, "there are api"),
+        ("PATCH", "/v1/domains/apii/subjects/user_id=u1", json!({"multiplier": 1}), 404, "the rules have api"),
         ("PATCH", "/v1/domains/api/subjects/u1", json!({"multiplier": 1}), 400, "is no subject"),
         ("PUT", "/v1/domains/api/subjects/user_id=u1/tier", json!({"tier": "gold"}), 404, "has no tier `gold`"),
         ("PUT", "/v1/switch", json!({"switch": "on"}), 400, "off, allow or shadow"),

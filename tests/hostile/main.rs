@@ -6,9 +6,12 @@ mod support;
 
 mod backlog;
 mod beside;
+mod files;
 mod floods;
 mod http2;
 mod imports;
+mod messages;
+mod redis;
 mod slots;
 mod streams;
 mod table;

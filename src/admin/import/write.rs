@@ -153,7 +153,7 @@ mod tests {
             let subject = proto::Subject { domain: "d".into(), subject, multiplier: Some(2.0), ..proto::Subject::default() };
             import.add(number, &Given::Subject(subject)).await.unwrap();
         }
-        let tier = proto::Tier { domain: "d".into(), name: "pro".into(), ..proto::Tier::default() };
+        let tier = proto::Tier { domain: "d".into(), name: "pro".into(), daily: Some(5), ..proto::Tier::default() };
         import.add(0, &Given::Tier(tier)).await.unwrap();
         let flags = Flags { force: true, dry_run: false };
         let answer = import.finish(&store, flags, until).await.map(|answer| answer.imported);

@@ -1,15 +1,15 @@
 //! Attacks a real process, on every port, with messages that are made to cost much. Each gets an answer in words, takes
 //! little memory, and leaves other callers their answers.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use crate::support::http;
+use crate::support::weir::{Settings, Weir, ask, request};
+use crate::table::Measured;
 use bytes::Bytes;
 use serde_json::{Value, json};
-use support::http;
-use support::weir::{Settings, Weir, ask, request};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -50,9 +50,9 @@ const INTERNAL: &str = "13";
 /// A weir that is attacked, and somebody who asks it all the while.
 struct Attacked {
     weir: Weir,
-    before: u64,
+    measured: Measured,
     is_over: Arc<AtomicBool>,
-    bystander: tokio::task::JoinHandle<usize>,
+    bystander: tokio::task::JoinHandle<Vec<Duration>>,
 }
 
 impl Attacked {
@@ -61,16 +61,17 @@ impl Attacked {
         let weir = settings.env("WEIR_ADMIN_LOCAL_CHANGES", "true").start().await;
         let (mut client, is_over) = (weir.client().await, Arc::new(AtomicBool::new(false)));
         ask(&mut client, request("d", &[&[("user", "bystander")]])).await;
-        let (before, over) = (weir.resident(), is_over.clone());
+        let (measured, over) = (Measured::of(&weir), is_over.clone());
         let bystander = tokio::spawn(async move {
-            let mut answers = 0;
+            let mut waits = Vec::new();
             while !over.load(Ordering::Relaxed) {
+                let asked = Instant::now();
                 ask(&mut client, request("d", &[&[("user", "bystander")]])).await;
-                answers += 1;
+                waits.push(asked.elapsed());
             }
-            answers
+            waits
         });
-        Attacked { weir, before, is_over, bystander }
+        Attacked { weir, measured, is_over, bystander }
     }
 
     /// How many messages were refused as such.
@@ -81,10 +82,13 @@ impl Attacked {
     }
 
     /// Everybody else was answered, and memory stayed as it was.
-    async fn survived(self) {
+    async fn survived(mut self) {
         self.is_over.store(true, Ordering::Relaxed);
-        assert!(self.bystander.await.expect("the bystander is answered") > 0);
-        let (peak, before) = (self.weir.peak(), self.before);
+        let waits = self.bystander.await.expect("the bystander is answered");
+        assert!(!waits.is_empty());
+        waits.into_iter().for_each(|wait| self.measured.answered(wait));
+        let (peak, before) = (self.weir.peak(), self.measured.rest());
+        self.measured.memory(peak);
         assert!(peak < before + ALLOWED, "{} MiB at the most, {} before", peak >> 20, before >> 20);
     }
 }

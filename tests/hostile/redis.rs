@@ -2,16 +2,14 @@
 //! somebody else put under weir's keys; scripts and connections that are taken away all the time. What weir says of it is short
 //! and plain, its memory stays where it was, requests that have nothing to do with it are answered, and all is well afterwards.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::support::liar::{Attack, Liar};
+use crate::support::redis::RedisServer;
+use crate::support::weir::{Settings, Weir, ask, request};
+use crate::support::{eventually, http};
 use futures_util::future::join_all;
-use support::liar::{Attack, Liar};
-use support::redis::RedisServer;
-use support::weir::{Settings, Weir, ask, request};
-use support::{eventually, http};
 use tokio::task::JoinSet;
 
 const RULES: &str = r"

@@ -1,16 +1,14 @@
 //! Attacks a real process with files that are no files, or far too large: FIFOs, sockets, devices, loops, and names that forge. Others
 //! are answered all the while, memory stays bounded, each file is named with what is wrong, and weir recovers when it is mended.
 
-mod support;
-
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use support::weir::{Settings, Weir, ask, request};
-use support::{eventually, http};
+use crate::support::weir::{Settings, Weir, ask, request};
+use crate::support::{eventually, http};
 
 const RULES: &str = "domain: d\ndescriptors:\n  - {key: user, rate_limit: {unit: hour, requests_per_unit: 1000000}}\n";
 /// How much more memory may be taken at any time, in bytes.
