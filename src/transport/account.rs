@@ -113,6 +113,8 @@ pub struct Account {
     written_before: [AtomicU64; OLD as usize],
     /// Looks so far.
     looks: Count,
+    /// Bytes read in this turn of the connection, see [`begin_turn`](Account::begin_turn).
+    turn: Count,
     /// What the peer takes of a stream before it says more.
     window: AtomicU32,
     /// What the peer takes of the connection, less what it was given.
@@ -157,6 +159,7 @@ impl Account {
             written: AtomicU64::new(0),
             written_before: Default::default(),
             looks: Count::default(),
+            turn: Count::default(),
             window: AtomicU32::new(DEFAULT_WINDOW),
             credit: AtomicI64::new(i64::from(DEFAULT_WINDOW)),
             began: now(),
@@ -205,6 +208,25 @@ impl Account {
 
     pub(super) fn wrote(&self, bytes: usize) {
         self.written.store(self.written.load(Relaxed) + bytes as u64, Relaxed);
+    }
+
+    /// Bytes written so far.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Relaxed)
+    }
+
+    /// The connection is polled. It may read so many bytes in all until it is polled again.
+    pub(super) fn begin_turn(&self) {
+        self.turn.0.store(0, Relaxed);
+    }
+
+    pub(super) fn read(&self, bytes: usize) {
+        self.turn.add(u32::try_from(bytes).unwrap_or(u32::MAX));
+    }
+
+    /// Bytes read in this turn.
+    pub(super) fn turn(&self) -> u32 {
+        self.turn.get()
     }
 
     pub(super) fn awaits(&self, is_awaiting: bool) {

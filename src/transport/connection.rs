@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,12 +13,13 @@ use hyper::body::Body;
 use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use pin_project_lite::pin_project;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tonic::codegen::StdError;
 
-use super::account::Reason;
+use super::account::{Account, Reason};
 use super::calls::{Counted, Counting};
 use super::drain::Draining;
 use super::room::Slot;
@@ -149,6 +151,9 @@ fn two(streams: u32) -> http2::Builder<TokioExecutor> {
         .auto_date_header(false)
         .max_concurrent_streams(streams)
         .max_header_list_size(MAX_HEAD)
+        // When weir is late, a client that is out of patience takes all its calls back at once, and they are read together with
+        // the calls. What is read in one turn bounds their number and their memory.
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
         .keep_alive_interval(KEEP_ALIVE.0)
         .keep_alive_timeout(KEEP_ALIVE.1);
     builder
@@ -160,13 +165,33 @@ fn one(is_kept: bool) -> http1::Builder {
     builder
 }
 
+pin_project! {
+    /// A connection that reads so much at most each time it is polled. HTTP/2 would else read before it takes in each single call,
+    /// and hold the headers of a thousand calls at once.
+    struct InTurns<'a, C> {
+        #[pin]
+        connection: C,
+        account: &'a Account,
+    }
+}
+
+impl<C: Future> Future for InTurns<'_, C> {
+    type Output = C::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
+        let this = self.project();
+        this.account.begin_turn();
+        this.connection.poll(context)
+    }
+}
+
 /// Runs a connection to its end. Its first call must come `within` a time.
 async fn drive<C>(connection: C, take_leave: fn(Pin<&mut C>), slot: &Slot, within: Option<Duration>, mut terms: Terms)
 where
     C: Future<Output = Result<(), hyper::Error>>,
 {
     let account = &slot.account;
-    let mut connection = std::pin::pin!(connection);
+    let mut connection = std::pin::pin!(InTurns { connection, account });
     let age = if account.is_reserve { PROBE } else { jittered(terms.max_age) };
     let first_call = async {
         match within {
@@ -189,7 +214,7 @@ where
         () = sleep(age) => if account.is_reserve { LEAVE } else { GRACE },
         () = terms.draining.begun() => GRACE,
     };
-    take_leave(connection.as_mut());
+    take_leave(connection.as_mut().project().connection);
     loop {
         let ended = tokio::select! {
             biased;

@@ -9,10 +9,14 @@ use super::account::Account;
 const MAX_FRAMES: i64 = 2_000;
 /// What one call allows more. Clients send a few frames with each: DATA, WINDOW_UPDATE, PING, RST_STREAM.
 const PER_CALL: i64 = 16;
+/// Bytes written that allow one more: who takes an answer says that there is room for more, for its stream and for the connection.
+const PER_BYTES: u64 = 2 << 10;
 /// What a second allows more.
 const PER_SECOND: f64 = 100.0;
 /// Bytes of a frame that cost as much as another frame.
 const FRAME_BYTES: u32 = 256;
+/// A frame of less data costs its handling. A line of a file that is sent line by line is longer.
+const DATA_BYTES: u32 = 32;
 
 const HEAD: usize = 9;
 const DATA: u8 = 0;
@@ -36,6 +40,8 @@ pub(super) struct Frames {
     last_stream: u32,
     left: i64,
     calls: u32,
+    /// Bytes written that have been counted.
+    written: u64,
     filled: Instant,
 }
 
@@ -58,6 +64,7 @@ impl Frames {
             last_stream: 0,
             left: MAX_FRAMES,
             calls: 0,
+            written: 0,
             filled: Instant::now(),
         }
     }
@@ -74,15 +81,17 @@ impl Frames {
         let refill = i64::from(calls.wrapping_sub(self.calls)) * PER_CALL;
         self.calls = calls;
         self.left = (self.left + refill).min(MAX_FRAMES) - cost;
-        self.left >= 0 || self.fill()
+        self.left >= 0 || self.fill(account.written())
     }
 
     #[cold]
-    fn fill(&mut self) -> bool {
+    fn fill(&mut self, written: u64) -> bool {
         let now = Instant::now();
-        let refill = now.duration_since(self.filled).as_secs_f64() * PER_SECOND;
+        let by_time = now.duration_since(self.filled).as_secs_f64() * PER_SECOND;
+        let by_bytes = (written - self.written) / PER_BYTES;
         self.filled = now;
-        self.left = (self.left + refill as i64).min(MAX_FRAMES);
+        self.written += by_bytes * PER_BYTES;
+        self.left = (self.left + by_time as i64 + i64::try_from(by_bytes).unwrap_or(i64::MAX)).min(MAX_FRAMES);
         self.left >= 0
     }
 
@@ -126,7 +135,7 @@ impl Frames {
         };
         match kind {
             // What a peer may send of these, flow control bounds; small ones still cost their handling.
-            DATA => i64::from(length < FRAME_BYTES),
+            DATA => i64::from(length < DATA_BYTES),
             // A new call, which its own bounds count.
             HEADERS if stream > self.last_stream => {
                 self.last_stream = stream;
@@ -220,6 +229,17 @@ mod tests {
     }
 
     #[test]
+    fn a_long_answer_pays_for_the_windows_that_it_needs() {
+        let account = Account::new(false);
+        let mut frames = Frames::new();
+        let both = [frame(WINDOW_UPDATE, 0, 0, &[0, 0, 16, 0]), frame(WINDOW_UPDATE, 0, 1, &[0, 0, 16, 0])].concat();
+        for number in 0..100_000 {
+            account.wrote(4 << 10);
+            assert!(frames.see(&both, &account), "after {number} pieces of an answer");
+        }
+    }
+
+    #[test]
     fn the_windows_of_a_peer_are_known() {
         let account = Account::new(false);
         let mut frames = Frames::new();
@@ -234,10 +254,12 @@ mod tests {
     }
 
     #[test]
-    fn large_frames_of_data_are_free_and_others_cost_by_length() {
+    fn frames_of_data_that_hold_something_are_free_and_others_cost_by_length() {
         let account = Account::new(false);
         let mut frames = Frames::new();
         assert_eq!(frames.walk(&frame(DATA, 0, 1, &[0; 16_000]), &account), 0);
+        assert_eq!(frames.walk(&frame(DATA, 0, 1, &[0; 32]), &account), 0);
+        assert_eq!(frames.walk(&frame(DATA, 0, 1, &[0; 31]), &account), 1);
         assert_eq!(frames.walk(&frame(77, 0, 1, &[0; 16_000]), &account), 63);
         assert_eq!(frames.walk(&frame(HEADERS, 0, 7, &[0; 10]), &account), 0);
         assert_eq!(frames.walk(&frame(HEADERS, 0, 7, &[0; 10]), &account), 1);

@@ -16,8 +16,9 @@ use super::frames::Frames;
 /// How long a peer may take to read what is written to it, [`WRITE_BYTES`] at a time.
 const MAX_WRITE: Duration = Duration::from_secs(10);
 const WRITE_BYTES: usize = 64 << 10;
-/// What a connection may read before the others of its thread have their turn, in bytes.
-const TURN: usize = 16 << 10;
+/// What a connection may read in one turn, in bytes. Then the calls that came are taken in, which frees their headers, and the
+/// other connections of the thread have their turn.
+const TURN: u32 = 16 << 10;
 /// ENHANCE_YOUR_CALM (RFC 9113, 7).
 const CALM: u32 = 11;
 
@@ -30,8 +31,6 @@ pub(super) struct Guarded<T> {
     protocol: Protocol,
     /// Calls when it was last looked whether there were new ones.
     calls: u32,
-    /// What was read in this turn.
-    turn: usize,
     /// Since the peer has not taken what is written.
     blocked: Option<Blocked>,
     /// A read waits until the peer takes what is written: no call is taken in whose answer nobody reads.
@@ -64,11 +63,11 @@ impl<T> Guarded<T> {
             }
             Protocol::Http1
         };
-        Guarded { stream, account, before, protocol, calls: 0, turn: 0, blocked: None, is_read_held: false, is_whole: true }
+        Guarded { stream, account, before, protocol, calls: 0, blocked: None, is_read_held: false, is_whole: true }
     }
 
     fn see(&mut self, data: &[u8]) -> bool {
-        self.turn += data.len();
+        self.account.read(data.len());
         let calls = self.account.calls();
         if calls != self.calls {
             self.calls = calls;
@@ -151,8 +150,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
             this.is_read_held = true;
             return Poll::Pending;
         }
-        if this.turn >= TURN {
-            this.turn = 0;
+        if this.account.turn() >= TURN {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -164,7 +162,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
             }
             Poll::Pending => {
                 this.see(&[]);
-                this.turn = 0;
                 Poll::Pending
             }
             failed => failed,

@@ -7,7 +7,8 @@ use tokio::net::TcpStream;
 
 use crate::beside::{Others, closed, settings};
 use crate::http2::{
-    self, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, HEADERS, PING, PRIORITY, SETTINGS, WINDOW_UPDATE, frame, head,
+    self, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame,
+    head,
 };
 use crate::support::weir::request;
 
@@ -101,4 +102,37 @@ async fn a_client_with_frames_beside_each_call_is_never_cut_off() {
         }
     };
     tokio::join!(write, read);
+}
+
+/// As Envoy does when weir was late: it is out of patience with every call at once.
+#[tokio::test]
+async fn a_client_that_takes_many_calls_back_at_once_is_not_cut_off() {
+    const CALLS: u32 = 300;
+    const ROUNDS: u32 = 20;
+    let weir = settings().start().await;
+    let mut stream = http2::connect(weir.grpc, &[]).await;
+    let body = http2::message(&request("d", &[&[("user", "u")]]).encode_to_vec());
+    let head = head("/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit");
+    let call = |number: u32| {
+        let id = http2::stream(number);
+        [frame(HEADERS, END_HEADERS, id, &head), frame(DATA, END_STREAM, id, &body)].concat()
+    };
+    let cancel = 8_u32.to_be_bytes();
+    // Those that are answered before they are taken back must not fill the window of the connection.
+    assert!(http2::send(&mut stream, &frame(WINDOW_UPDATE, 0, 0, &0x7000_0000_u32.to_be_bytes())).await);
+    for round in 0..ROUNDS {
+        let numbers = || round * CALLS..(round + 1) * CALLS;
+        let taken_back = numbers().flat_map(|number| frame(RST_STREAM, 0, http2::stream(number), &cancel));
+        let at_once: Vec<u8> = numbers().flat_map(call).chain(taken_back).collect();
+        assert!(http2::send(&mut stream, &at_once).await, "round {round}");
+    }
+    let last = http2::stream(ROUNDS * CALLS);
+    assert!(http2::send(&mut stream, &call(ROUNDS * CALLS)).await);
+    loop {
+        let (kind, flags, stream, _) = http2::next_of(&mut stream).await.expect("an open connection");
+        assert_ne!(kind, http2::GOAWAY);
+        if kind == HEADERS && flags & END_STREAM != 0 && stream == last {
+            break;
+        }
+    }
 }

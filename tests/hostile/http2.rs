@@ -6,6 +6,7 @@ use tokio::net::TcpStream;
 pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
 pub(crate) const PRIORITY: u8 = 2;
+pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
@@ -79,11 +80,17 @@ pub(crate) async fn send(stream: &mut TcpStream, bytes: &[u8]) -> bool {
 
 /// The kind, the flags and the payload of the next frame.
 pub(crate) async fn next(stream: &mut (impl AsyncRead + Unpin)) -> Option<(u8, u8, Vec<u8>)> {
+    next_of(stream).await.map(|(kind, flags, _, payload)| (kind, flags, payload))
+}
+
+/// The kind, the flags, the stream and the payload of the next frame.
+pub(crate) async fn next_of(stream: &mut (impl AsyncRead + Unpin)) -> Option<(u8, u8, u32, Vec<u8>)> {
     let mut head = [0; 9];
     stream.read_exact(&mut head).await.ok()?;
     let mut payload = vec![0; usize::try_from(u32::from_be_bytes([0, head[0], head[1], head[2]])).expect("a short frame")];
     stream.read_exact(&mut payload).await.ok()?;
-    Some((head[3], head[4], payload))
+    let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+    Some((head[3], head[4], id, payload))
 }
 
 /// Reads frames to the end of the connection: the error code of the last GOAWAY.
