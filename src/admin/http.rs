@@ -10,6 +10,7 @@ use axum::extract::{Query, RawPathParams, Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, get, on};
+use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, TE, USER_AGENT, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use prost::Message;
@@ -63,7 +64,7 @@ const REFLECTION: &str = "/grpc.reflection.";
 /// The API over HTTP and, with reflection, over gRPC, and `GET /openapi.json`, beside what `others` answer: a path that none of
 /// them has is refused in words. Whoever serves it says where each connection comes from ([`Peer`]).
 pub fn router<S: OperatorStore + 'static>(api: Arc<AdminApi<S>>, others: Router) -> Router {
-    let description = openapi::description(&api.pool).to_string();
+    let description = Bytes::from(openapi::description(&api.pool).to_string());
     let mut router = Router::new()
         .route("/openapi.json", get(move || async move { ([(CONTENT_TYPE, "application/json")], description.clone()) }));
     for call in CALLS {

@@ -22,6 +22,12 @@ const OLD: u32 = 5;
 const AGES: usize = 32;
 /// The flow-control window of a stream and of a connection, before the peer says otherwise (RFC 9113, 6.9.2).
 const DEFAULT_WINDOW: u32 = 65_535;
+/// From so many bytes on an answer is counted by its length.
+const LONG: u32 = 2 << 10;
+/// What one answer counts at most, in bytes: an export of tens of MB is one answer on its connection.
+const MAX_HELD: u32 = 1 << 20;
+/// What the other answers of a connection hold, in bytes, when one more that finds no room ends the connection at once.
+const MANY_HELD: u32 = 256 << 10;
 /// Streams of one connection whose answers go on, such as health's Watch.
 const MAX_LASTING: u32 = 16;
 
@@ -103,6 +109,8 @@ pub struct Account {
     awaiting: Count,
     /// Open calls with lasting answers.
     lasting: Count,
+    /// Bytes of long answers that wait for the peer.
+    held: Count,
     /// Calls made so far, modulo 2^32.
     calls: Count,
     /// Answered calls by the tick when they were.
@@ -154,6 +162,7 @@ impl Account {
             answered: Count::default(),
             awaiting: Count::default(),
             lasting: Count::default(),
+            held: Count::default(),
             calls: Count::default(),
             unread: Default::default(),
             written: AtomicU64::new(0),
@@ -186,9 +195,10 @@ impl Account {
         self.open.get() > self.answered.get().saturating_add(self.awaiting.get())
     }
 
-    /// Open calls that wait for their peer, to send or to take more.
+    /// What it holds of the room for calls that wait for their peer, to send or to take more, in bytes.
     pub(super) fn waiting_for_peer(&self) -> u32 {
-        self.answered.get().saturating_add(self.awaiting.get()).saturating_sub(self.lasting.get())
+        let calls = self.answered.get().saturating_add(self.awaiting.get()).saturating_sub(self.lasting.get());
+        self.held.get().saturating_add(calls.saturating_mul(open::CALL_BYTES))
     }
 
     /// When it was last of use.
@@ -197,7 +207,11 @@ impl Account {
     }
 
     pub(super) fn touch(&self) {
-        self.active.store(now(), Relaxed);
+        self.touch_at(now());
+    }
+
+    pub(super) fn touch_at(&self, now: u64) {
+        self.active.store(now, Relaxed);
     }
 
     pub(super) fn head_begins(&self) {
@@ -290,8 +304,8 @@ impl Account {
 #[derive(Debug)]
 pub(super) struct Call {
     account: Arc<Account>,
-    /// What it takes of the process's room for open calls.
-    units: u32,
+    /// Bytes of its answer that are counted.
+    held: u32,
     lasting: Option<Lasting>,
     is_answered: bool,
     /// Where it is among the unread answers; `None` where it may go on for as long as it likes.
@@ -320,7 +334,7 @@ impl Call {
         if account.head.load(Relaxed) != 0 {
             account.head.store(0, Relaxed);
         }
-        Ok(Call { account: account.clone(), units: 1, lasting, is_answered: false, unread: None })
+        Ok(Call { account: account.clone(), held: 0, lasting, is_answered: false, unread: None })
     }
 
     pub(super) fn account(&self) -> &Arc<Account> {
@@ -346,10 +360,19 @@ impl Call {
     /// A piece of the answer leaves weir for HTTP/2's own buffers.
     pub(super) fn hands_over(&mut self, bytes: usize) {
         self.account.add_credit(-i64::try_from(bytes).unwrap_or(i64::MAX));
-        let more = u32::try_from(bytes / open::UNIT).unwrap_or(u32::MAX);
-        if more > 0 {
-            open::take_more(more);
-            self.units += more;
+    }
+
+    /// A piece of the answer is there. A long one is counted until the peer has taken all of it.
+    pub(super) fn holds(&mut self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let more = bytes.min(MAX_HELD.saturating_sub(self.held));
+        if bytes >= LONG && more > 0 {
+            self.held += more;
+            let others = self.account.held.get();
+            self.account.held.add(more);
+            if !open::hold(more) && others >= MANY_HELD {
+                self.account.close(Reason::OpenCalls);
+            }
         }
     }
 }
@@ -368,6 +391,10 @@ impl Drop for Call {
             account.lasting.subtract(1);
             open::give_lasting();
         }
-        open::give(self.units);
+        if self.held > 0 {
+            account.held.subtract(self.held);
+            open::release(self.held);
+        }
+        open::give();
     }
 }

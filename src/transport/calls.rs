@@ -17,8 +17,8 @@ use super::account::{Account, Call, Refusal};
 use super::room::Room;
 use crate::telemetry::connections::Connections;
 
-/// Pieces of an answer that a peer's windows may not take at once.
-const PIECE: usize = 16 << 10;
+/// Pieces of an answer that is longer, or that a peer's windows may not take at once.
+pub(super) const PIECE: usize = 16 << 10;
 
 /// A service for the calls of one connection.
 #[derive(Clone)]
@@ -185,8 +185,8 @@ impl Drop for Counted {
 }
 
 /// The body of an answer: as long as it lasts, its call is open. HTTP/2 would take a whole answer as soon as the peer's window
-/// has room for one byte, and keep it for ever. One that the windows may not take is handed over in pieces, its last byte by
-/// itself: that one goes only when all before it has gone.
+/// has room for one byte, and keep it for ever. One that is long, or that the windows may not take, is handed over in pieces, its
+/// last byte by itself: that one goes only when all before it has gone.
 #[derive(Debug)]
 pub struct Answer<B> {
     body: Option<B>,
@@ -225,7 +225,8 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
         let frame = ready!(Pin::new(body).poll_frame(context));
         let (Some(Ok(data)), Some(call)) = (&frame, &mut this.call) else { return Poll::Ready(frame) };
         let Some(data) = data.data_ref() else { return Poll::Ready(frame) };
-        if call.account().is_narrow(data.len()) {
+        call.holds(data.len());
+        if data.len() > PIECE || call.account().is_narrow(data.len()) {
             this.rest = data.clone();
             return Poll::Ready(Some(Ok(this.piece())));
         }

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tonic::codegen::StdError;
 
 use super::account::{Account, Reason};
-use super::calls::{Counted, Counting};
+use super::calls::{Counted, Counting, PIECE};
 use super::drain::Draining;
 use super::room::Slot;
 use super::stream::Guarded;
@@ -151,6 +151,8 @@ fn two(streams: u32) -> http2::Builder<TokioExecutor> {
         .auto_date_header(false)
         .max_concurrent_streams(streams)
         .max_header_list_size(MAX_HEAD)
+        // What is left of a long answer stays where it is counted.
+        .max_send_buf_size(PIECE)
         // When weir is late, a client that is out of patience takes all its calls back at once, and they are read together with
         // the calls. What is read in one turn bounds their number and their memory.
         .max_pending_accept_reset_streams(MAX_STREAMS as usize)

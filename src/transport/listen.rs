@@ -21,6 +21,8 @@ const BACKLOG: i32 = 4_096;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Between two connections that are closed because too many calls are open: so long it takes to see the effect of one.
 const RELIEF: Duration = Duration::from_millis(10);
+/// How many are closed so before others are taken in again.
+const RELIEFS: usize = 10;
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +65,13 @@ pub async fn accept(listener: TcpListener, room: Arc<Room>, mut draining: Draini
                 continue;
             }
             () = open::SHORT.notified() => {
-                room.relieve();
-                sleep(RELIEF).await;
+                for _ in 0..RELIEFS {
+                    let has_closed = room.relieve();
+                    sleep(RELIEF).await;
+                    if !has_closed || !open::holds_too_much() {
+                        break;
+                    }
+                }
                 continue;
             }
             () = draining.begun() => return,

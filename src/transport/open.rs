@@ -2,14 +2,16 @@
 //! look at what all threads share.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use tokio::sync::Notify;
 
 /// Open calls of the whole process. One that waits costs some 2 KiB, so they keep within 32 MiB.
 pub(super) const MAX_OPEN: u32 = 16_384;
-/// What counts as one call more of a long answer, in bytes.
-pub(super) const UNIT: usize = 2 << 10;
+/// What an open call counts when connections are compared, in bytes.
+pub(super) const CALL_BYTES: u32 = 2 << 10;
+/// Bytes of long answers of the whole process that may wait for their peers.
+const MAX_HELD: u64 = 24 << 20;
 /// Open calls of one connection that are let in for as long as there is any room. A connection with more gives way when half of
 /// the room is taken, so that one caller cannot take all of it from the others.
 const FAIR: u32 = 64;
@@ -20,7 +22,8 @@ const MAX_LASTING: u32 = 4_096;
 
 static BORROWED: AtomicU32 = AtomicU32::new(0);
 static LASTING: AtomicU32 = AtomicU32::new(0);
-/// Told when a call found no room: some connection must give way.
+static HELD: AtomicU64 = AtomicU64::new(0);
+/// Told when a call or an answer found no room: some connection must give way.
 pub(super) static SHORT: Notify = Notify::const_new();
 
 thread_local! {
@@ -48,19 +51,27 @@ pub(super) fn take(open: u32) -> bool {
     true
 }
 
-/// Takes room for what is there already, be there any or not.
-pub(super) fn take_more(units: u32) {
-    let (taken, room) = HERE.get();
-    let missing = (taken + units).saturating_sub(room).next_multiple_of(BLOCK);
-    if missing > 0 && BORROWED.fetch_add(missing, Relaxed) >= MAX_OPEN {
+/// Holds bytes of an answer that is there already. Whether there was room.
+pub(super) fn hold(bytes: u32) -> bool {
+    let has_room = HELD.fetch_add(u64::from(bytes), Relaxed) + u64::from(bytes) <= MAX_HELD;
+    if !has_room {
         SHORT.notify_waiters();
     }
-    HERE.set((taken + units, room + missing));
+    has_room
 }
 
-pub(super) fn give(units: u32) {
+/// Whether long answers hold more than they may.
+pub(super) fn holds_too_much() -> bool {
+    HELD.load(Relaxed) > MAX_HELD
+}
+
+pub(super) fn release(bytes: u32) {
+    HELD.fetch_sub(u64::from(bytes), Relaxed);
+}
+
+pub(super) fn give() {
     let (taken, room) = HERE.get();
-    let taken = taken.saturating_sub(units);
+    let taken = taken.saturating_sub(1);
     // One block stays, so that a thread whose calls come and go does not borrow for each.
     let spare = (room.saturating_sub(taken) / BLOCK).saturating_sub(1) * BLOCK;
     if spare > 0 {

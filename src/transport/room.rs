@@ -17,8 +17,8 @@ const GRACE: u64 = 1_000;
 const MAX_LOOKS: usize = 64;
 /// Between two looks at all connections, milliseconds: with many, each takes a while.
 const SORT: u64 = 100;
-/// Open calls that wait for their peer, from which on a connection is closed when the process has no room for calls.
-const MANY: u32 = 32;
+/// What a connection holds at least of the room for calls and answers, in bytes, when it is closed because there is no room.
+const MANY: u32 = 64 << 10;
 
 /// How many may be connected to a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,13 +105,12 @@ impl Room {
         self.table.lock().close_one();
     }
 
-    /// Closes the connection with the most calls that wait for their peer.
-    pub(super) fn relieve(&self) {
+    /// Closes the connection that holds most for calls that wait for their peer. Whether there was one.
+    pub(super) fn relieve(&self) -> bool {
         let table = self.table.lock();
-        let heaviest = table.open.values().max_by_key(|account| account.waiting_for_peer());
-        if let Some(account) = heaviest.filter(|account| account.waiting_for_peer() >= MANY) {
-            account.close(Reason::OpenCalls);
-        }
+        let staying = table.open.values().filter(|account| account.reason().is_none());
+        let heaviest = staying.max_by_key(|account| account.waiting_for_peer());
+        heaviest.filter(|account| account.waiting_for_peer() >= MANY).inspect(|account| account.close(Reason::OpenCalls)).is_some()
     }
 
     /// Closes connections that have kept weir waiting for too long.
@@ -229,5 +228,102 @@ impl Table {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::account::Call;
+    use super::*;
+
+    const PATHS: Paths = Paths { is_probe: |path| path == "/health", lasting: |_| None };
+
+    fn room(connections: usize, probes: usize) -> Arc<Room> {
+        Room::new(Size { connections, probes }, PATHS, Arc::default())
+    }
+
+    fn is_closed(slot: &Slot) -> bool {
+        slot.account.reason() == Some(Reason::Idle)
+    }
+
+    /// Makes a call that is over.
+    fn earn(slot: &Slot, active: u64) {
+        drop(Call::begin(&slot.account, None).unwrap());
+        slot.account.touch_at(active);
+    }
+
+    #[test]
+    fn nobody_goes_while_there_is_room() {
+        let room = room(2, 1);
+        let slots = [room.enter().unwrap(), room.enter().unwrap()];
+        assert!(!slots.iter().any(|slot| is_closed(slot) || slot.account.is_reserve));
+        drop(slots);
+        let slots = [room.enter().unwrap(), room.enter().unwrap()];
+        assert!(!slots.iter().any(is_closed), "places are given back");
+    }
+
+    #[test]
+    fn who_never_called_goes_first_and_then_who_is_idle_longest() {
+        let room = room(4, 1);
+        let slots: Vec<Slot> = (0..4).map(|_| room.enter().unwrap()).collect();
+        let later = now() + 10;
+        // The first came first, but has called; of the others the third has not.
+        for (slot, active) in [(0, later + 2), (1, later + 1), (3, later + 3)] {
+            earn(&slots[slot], active);
+        }
+        let mut entered = Vec::new();
+        for goes in [2, 1, 0, 3] {
+            let slot = room.enter().unwrap();
+            assert!(!slot.account.is_reserve);
+            // It is in use itself.
+            slot.account.touch_at(later + 100);
+            let call = Call::begin(&slot.account, None).unwrap();
+            entered.push((slot, call));
+            let closed: Vec<usize> = (0..4).filter(|&slot| is_closed(&slots[slot])).collect();
+            assert!(closed.contains(&goes) && closed.len() == entered.len(), "{closed:?} closed, not {goes}");
+        }
+    }
+
+    #[test]
+    fn who_is_owed_an_answer_never_goes_and_newcomers_get_places_for_probes() {
+        let room = room(2, 2);
+        let busy: Vec<(Slot, Call)> = (0..2)
+            .map(|_| {
+                let slot = room.enter().unwrap();
+                let call = Call::begin(&slot.account, None).unwrap();
+                (slot, call)
+            })
+            .collect();
+        let probes: Vec<Slot> = (0..2).map(|_| room.enter().unwrap()).collect();
+        assert!(probes.iter().all(|slot| slot.account.is_reserve));
+        // Another probe: the one that came first goes.
+        let another = room.enter().unwrap();
+        assert!(another.account.is_reserve && is_closed(&probes[0]) && !is_closed(&probes[1]));
+        let calls = [&probes[1], &another].map(|slot| Call::begin(&slot.account, None).unwrap());
+        assert!(room.enter().is_none(), "all are being answered");
+        assert!(!busy.iter().any(|(slot, _)| is_closed(slot)));
+        drop(calls);
+        assert!(room.enter().is_some());
+    }
+
+    #[test]
+    fn where_calls_find_no_room_the_one_that_holds_most_goes() {
+        let room = room(3, 1);
+        let slots: Vec<Slot> = (0..3).map(|_| room.enter().unwrap()).collect();
+        let mut calls: Vec<Call> = slots.iter().map(|slot| Call::begin(&slot.account, None).unwrap()).collect();
+        assert!(!room.relieve());
+        calls[0].answered();
+        calls[0].holds(10 << 10);
+        assert!(!room.relieve());
+        assert!(slots.iter().all(|slot| slot.account.reason().is_none()), "none holds much");
+        calls[1].answered();
+        calls[1].holds(100 << 10);
+        // Owed an answer, it holds nothing of its own will.
+        calls.extend((0..100).map(|_| Call::begin(&slots[2].account, None).unwrap()));
+        assert!(room.relieve() && !room.relieve());
+        let reasons = slots.iter().map(|slot| slot.account.reason());
+        assert!(reasons.eq([None, Some(Reason::OpenCalls), None]));
+        drop(calls);
+        assert_eq!(slots[1].account.waiting_for_peer(), 0);
     }
 }

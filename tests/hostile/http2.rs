@@ -46,6 +46,12 @@ pub(crate) fn head(path: &str) -> Vec<u8> {
     .concat()
 }
 
+/// The head of a GET, without an index.
+pub(crate) fn get(path: &str) -> Vec<u8> {
+    let text = |text: &str| [&[u8::try_from(text.len()).expect("a short text")], text.as_bytes()].concat();
+    [vec![0x82, 0x86, 0x04], text(path), vec![0x01], text("localhost")].concat()
+}
+
 /// A header that goes into the table of both sides, where references find it.
 pub(crate) fn indexed(name: &str, value: &str) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).expect("a short text")], text.as_bytes()].concat();

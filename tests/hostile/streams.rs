@@ -156,6 +156,30 @@ async fn a_peer_that_reads_nothing_is_cut_off() {
     drop(held);
 }
 
+/// A few bytes ask for a page of tens of KiB.
+#[tokio::test]
+async fn pages_for_operators_that_nobody_takes_are_bounded() {
+    const PAGES: u32 = 100;
+    let weir = settings().start().await;
+    let mut others = Others::of(&weir).await;
+    for (path, window) in [("/metrics", 0), ("/openapi.json", 0), ("/metrics", 0x7fff_ffff)] {
+        let attack = join_all((0..CONNECTIONS).map(async |_| {
+            let mut stream = http2::connect(weir.admin, &[(INITIAL_WINDOW_SIZE, window)]).await;
+            http2::send(&mut stream, &frame(WINDOW_UPDATE, 0, 0, &0x7000_0000_u32.to_be_bytes())).await;
+            let get = http2::get(path);
+            let calls: Vec<u8> =
+                (0..PAGES).flat_map(|number| frame(HEADERS, END_HEADERS | END_STREAM, http2::stream(number), &get)).collect();
+            http2::send(&mut stream, &calls).await;
+            stream
+        }));
+        let mut held = others.during(attack).await;
+        let rounds = others.rounds;
+        others.until("rounds of others", async || true).await;
+        assert!(others.rounds > rounds);
+        others.during(join_all(held.iter_mut().map(http2::goaway))).await;
+    }
+}
+
 /// Not an attack: a peer with small windows that opens them has its answers.
 #[tokio::test]
 async fn a_peer_with_small_windows_is_answered() {
