@@ -1,5 +1,6 @@
 //! `POST /json`: the same messages as over gRPC, in protobuf's own JSON mapping. For people with curl, and callers without gRPC.
 
+mod answer;
 mod request;
 mod values;
 
@@ -13,26 +14,25 @@ use axum::response::{AppendHeaders, IntoResponse, Response};
 use axum::routing::post;
 use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
-use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
+use self::answer::Answers;
 use super::proto::envoy::service::ratelimit::v3::RateLimitResponse;
 use super::rls::Rls;
-use super::{DESCRIPTOR_SET, convert, headers};
+use super::{convert, headers};
 use crate::http_request;
 use crate::limiter::abandoned::Call;
 use crate::rules::decision;
 use crate::store::Store;
 use crate::transport::body::{self, Bounds, Unread};
 
-/// An answer of more descriptors is long.
-const LONG_ANSWER: usize = 64;
-/// How many long answers are put into JSON at once.
-static LONG_ANSWERS: Semaphore = Semaphore::const_new(2);
+/// A longer body is a long request, in bytes.
+const LONG: usize = 8 << 10;
+/// How many long requests are decided at once. Decoded they take ten times their length, and they are decided in parts, with
+/// others in between; those that wait are not decoded.
+static LONG_REQUESTS: Semaphore = Semaphore::const_new(16);
 
 struct Service<S> {
     rls: Arc<Rls<S>>,
@@ -73,6 +73,10 @@ async fn decide<S: Store + 'static>(service: Arc<Service<S>>, body: Body) -> Res
             service.rls.count_invalid();
         }
     })?;
+    let _turn = match body.len() {
+        LONG.. => LONG_REQUESTS.acquire().await.ok(),
+        _ => None,
+    };
     let arrival = Instant::now();
     let request = request::request(&body, bounds.entries).map_err(|reason| {
         service.rls.count_invalid();
@@ -86,20 +90,8 @@ async fn decide<S: Store + 'static>(service: Arc<Service<S>>, body: Body) -> Res
         decision::Code::OverLimit => (StatusCode::TOO_MANY_REQUESTS, headers::retry_after(&decided.decision)),
     };
     let headers = response_headers(&response, retry_after);
-    let body = rendered(&service, response)
-        .await
-        .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the answer could not be written".to_owned()))?;
+    let body = service.answers.json(response);
     Ok((status, headers, body).into_response())
-}
-
-/// The JSON of an answer. A long one takes tens of milliseconds and is made on another thread, two at a time.
-async fn rendered<S: Store + 'static>(service: &Arc<Service<S>>, response: RateLimitResponse) -> Option<Vec<u8>> {
-    if response.statuses.len() <= LONG_ANSWER {
-        return Some(service.answers.json(&response));
-    }
-    let _turn = LONG_ANSWERS.acquire().await.ok()?;
-    let service = service.clone();
-    spawn_blocking(move || service.answers.json(&response)).await.ok()
 }
 
 async fn read(body: Body, bounds: Bounds, longest: usize) -> Result<Bytes, Problem> {
@@ -175,34 +167,4 @@ fn response_headers(response: &RateLimitResponse, retry_after: Option<u64>) -> H
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     headers
-}
-
-/// Puts answers into JSON.
-struct Answers(MessageDescriptor);
-
-impl Answers {
-    fn new() -> Answers {
-        let pool = DescriptorPool::decode(DESCRIPTOR_SET).expect("the descriptor set is compiled in");
-        let response = pool.get_message_by_name("envoy.service.ratelimit.v3.RateLimitResponse");
-        Answers(response.expect("the descriptor set has the service's messages"))
-    }
-
-    fn json(&self, response: &RateLimitResponse) -> Vec<u8> {
-        let message = DynamicMessage::decode(self.0.clone(), response.encode_to_vec().as_slice());
-        serde_json::to_vec(&message.expect("it is of this type")).expect("an answer has a JSON form")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::proto::envoy::service::ratelimit::v3::rate_limit_response::DescriptorStatus;
-
-    #[test]
-    fn an_answer_is_canonical_json() {
-        let status = DescriptorStatus { code: 2, limit_remaining: 0, ..DescriptorStatus::default() };
-        let response = RateLimitResponse { overall_code: 2, statuses: vec![status], ..RateLimitResponse::default() };
-        let json = String::from_utf8(Answers::new().json(&response)).unwrap();
-        assert_eq!(json, r#"{"overallCode":"OVER_LIMIT","statuses":[{"code":"OVER_LIMIT"}]}"#);
-    }
 }

@@ -205,6 +205,8 @@ impl<B> Answer<B> {
             0 | 1 => std::mem::take(&mut self.rest),
             length => self.rest.split_to(PIECE.min(length - 1)),
         };
+        // Copied: the last piece that a peer does not take must not keep all of a long answer.
+        let piece = Bytes::copy_from_slice(&piece);
         if let Some(call) = &mut self.call {
             call.hands_over(piece.len());
         }

@@ -213,7 +213,8 @@ async fn a_burst_of_nothing_is_a_warning() {
     let expected = ["a bucket with a burst of 0 has no room: it refuses everything"];
     let overridden = done(&weir, "PATCH", &of("tenant=t1", ""), json!({"limits": [{"limits": limits}]})).await;
     assert_eq!(warnings(&overridden), expected);
-    let defined = done(&weir, "PUT", "/v1/domains/api/tiers/new", json!({"sets": [{"name": "write", "limits": limits}]})).await;
+    let tier = json!({"limits": [{"limit": "9/hour"}], "sets": [{"name": "write", "limits": limits}]});
+    let defined = done(&weir, "PUT", "/v1/domains/api/tiers/new", tier).await;
     assert_eq!(warnings(&defined), expected);
     let none = json!({"limits": [{"limits": [{"limit": "0/hour"}]}]});
     assert_eq!(warnings(&done(&weir, "PATCH", &of("tenant=t1", ""), none).await), [""; 0], "0 says what it does");

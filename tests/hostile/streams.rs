@@ -2,7 +2,7 @@
 
 use futures_util::future::join_all;
 use prost::Message as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::beside::{Others, closed, metric, settings};
 use crate::http2::{self, DATA, END_HEADERS, END_STREAM, HEADERS, INITIAL_WINDOW_SIZE, SETTINGS, WINDOW_UPDATE, frame};
@@ -176,8 +176,38 @@ async fn pages_for_operators_that_nobody_takes_are_bounded() {
         let rounds = others.rounds;
         others.until("rounds of others", async || true).await;
         assert!(others.rounds > rounds);
-        others.during(join_all(held.iter_mut().map(http2::goaway))).await;
+        if window == 0 {
+            others.during(join_all(held.iter_mut().map(http2::goaway))).await;
+        }
     }
+}
+
+/// One call on each connection, whose answer in JSON is tens of KiB, and nobody reads any.
+#[tokio::test]
+async fn long_answers_in_json_that_nobody_reads_are_bounded() {
+    const CALLERS: usize = 300;
+    let weir = settings().start().await;
+    let mut others = Others::of(&weir).await;
+    let descriptor = r#"{"entries":[{"key":"user","value":"u"}]}"#;
+    let body = format!(r#"{{"domain":"d","descriptors":[{}]}}"#, vec![descriptor; 1_000].join(","));
+    let call = format!("POST /json HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let attack = join_all((0..CALLERS).map(async |_| {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(2 << 10).expect("a small buffer");
+        let mut stream = socket.connect(([127, 0, 0, 1], weir.http).into()).await.expect("weir listens");
+        // One that had to make room may be closed already.
+        http2::send(&mut stream, call.as_bytes()).await;
+        stream
+    }));
+    let held = others.during(attack).await;
+    let mut rounds = 0;
+    others
+        .until("several rounds of others", async || {
+            rounds += 1;
+            rounds > 20
+        })
+        .await;
+    drop(held);
 }
 
 /// Not an attack: a peer with small windows that opens them has its answers.
