@@ -13,6 +13,9 @@ use crate::telemetry::connections::Connections;
 
 /// How long a newcomer has before it gives way to another, where someone else can: milliseconds.
 const GRACE: u64 = 1_000;
+/// Connections that may stay open without ever having made a call. HTTP/2 keeps some 25 KB for each, so these take 50 MB at most;
+/// Envoy connects when it has a call to make.
+const MAX_FRESH: usize = 2_000;
 /// Connections that are looked at to find one that can go. With more than that busy, the newcomer gets a place for probes.
 const MAX_LOOKS: usize = 64;
 /// Between two looks at all connections, milliseconds: with many, each takes a while.
@@ -116,14 +119,17 @@ impl Room {
     /// Closes connections that have kept weir waiting for too long.
     pub(super) fn look(&self) {
         let (tick, now) = (tick(), now());
-        for account in self.table.lock().open.values() {
+        let mut table = self.table.lock();
+        for account in table.open.values() {
             account.look(tick, now);
         }
+        table.close_surplus(MAX_FRESH, now);
     }
 }
 
 impl Table {
     fn enter(&mut self, size: Size) -> Option<(u64, Arc<Account>)> {
+        self.close_surplus(MAX_FRESH, now());
         self.probes.retain(|id| self.open.contains_key(id));
         if self.open.len() - self.probes.len() < size.connections || self.close_one() {
             return Some(self.insert(false));
@@ -157,6 +163,24 @@ impl Table {
     fn close(&mut self, id: u64) {
         if let Some(account) = self.open.remove(&id) {
             account.close(Reason::Idle);
+        }
+    }
+
+    /// Closes those that never made a call and came first, but for the latest `kept`, and for those that came just now.
+    fn close_surplus(&mut self, kept: usize, now: u64) {
+        if self.fresh.len() <= kept {
+            return;
+        }
+        if now.saturating_sub(self.sorted) >= SORT {
+            self.sorted = now;
+            self.sort();
+        }
+        while self.fresh.len() > kept
+            && let Some((id, began)) = self.oldest_fresh()
+            && now.saturating_sub(began) >= GRACE
+        {
+            self.fresh.pop_front();
+            self.close(id);
         }
     }
 
@@ -282,6 +306,17 @@ mod tests {
             let closed: Vec<usize> = (0..4).filter(|&slot| is_closed(&slots[slot])).collect();
             assert!(closed.contains(&goes) && closed.len() == entered.len(), "{closed:?} closed, not {goes}");
         }
+    }
+
+    #[test]
+    fn of_many_that_never_called_the_first_go() {
+        let room = room(10, 1);
+        let slots: Vec<Slot> = (0..5).map(|_| room.enter().unwrap()).collect();
+        earn(&slots[1], now());
+        room.table.lock().close_surplus(2, slots[0].account.began);
+        assert!(!slots.iter().any(is_closed), "all came just now");
+        room.table.lock().close_surplus(2, slots[4].account.began + GRACE);
+        assert_eq!([0, 1, 2, 3, 4].map(|slot| is_closed(&slots[slot])), [true, false, true, false, false]);
     }
 
     #[test]
