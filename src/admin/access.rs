@@ -165,7 +165,7 @@ impl Known {
             }
             drop(known);
             let _ = first.try_send(());
-            std::thread::sleep(EVERY);
+            std::thread::park_timeout(EVERY);
         }
     }
 
@@ -183,7 +183,7 @@ impl Known {
                 );
             }
             drop(known);
-            std::thread::sleep(EVERY);
+            std::thread::park_timeout(EVERY);
         }
     }
 }

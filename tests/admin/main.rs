@@ -18,4 +18,5 @@ mod mistakes;
 mod page;
 mod refused;
 mod unknown;
+mod unlimited;
 mod usage;

@@ -39,7 +39,8 @@ pub(super) fn request(body: &[u8], max_entries: usize) -> Result<RateLimitReques
 
 fn cut(mut text: String, longest: usize) -> String {
     if text.len() > longest {
-        text.truncate(text.floor_char_boundary(longest));
+        let end = (0..=longest).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+        text.truncate(end);
         text.push('…');
     }
     text
