@@ -2,6 +2,7 @@
 //! store does, there is an answer, by the deadline.
 
 pub mod abandoned;
+mod large;
 mod prepared;
 pub mod reservations;
 mod tallies;
@@ -17,7 +18,6 @@ use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use self::prepared::{Prepared, Undecided};
@@ -41,8 +41,6 @@ use crate::telemetry::rule_counters::{DomainCounters, RuleOutcome};
 pub const RETURN_TIME: Duration = Duration::from_millis(3);
 /// The most descriptors a request may have: bounds the time and the memory of one decision.
 pub const MAX_DESCRIPTORS: usize = 1_000;
-/// A request of more descriptors is decided in parts, and other requests have their turn between them.
-const LARGE: usize = 64;
 /// When to come back after `on_store_failure: deny`: the longest a circuit breaker waits between its probes.
 const RETRY_AFTER_DEGRADED: RetryAfter = RetryAfter::In(SECOND);
 
@@ -270,9 +268,7 @@ impl<S: Store> Limiter<S> {
 
     /// Lets others have their turn between two parts of a large request.
     pub(crate) async fn give_way(&self, request: &Request<'_>) {
-        if request.descriptors.len() > LARGE {
-            yield_now().await;
-        }
+        large::give_way(request).await;
     }
 
     /// Decides a request that came in at `arrival` from a caller that waits for `patience` (its gRPC deadline).
@@ -289,14 +285,14 @@ impl<S: Store> Limiter<S> {
             }
         };
         self.count_unknown_tiers(&prepared);
-        self.give_way(request).await;
+        large::give_way(request).await;
         let outcomes = match &prepared.plan {
             Some(plan) if !plan.group.checks.is_empty() => {
                 abandoned::asking(pin!(self.store.apply(&plan.group, self.wait(call, now)))).await
             }
             _ => Ok(Outcomes::new()),
         };
-        self.give_way(request).await;
+        large::give_way(request).await;
         let answer = self.conclude(request, &mut prepared, outcomes);
         // Before it is held back: the store has counted it, and the caller may go away meanwhile.
         self.count(request, &answer);

@@ -34,7 +34,7 @@ pub struct Settings {
     pub store_timeout: Duration,
     /// Bytes that remembered refusals may take; 0 remembers none.
     pub local_cache_bytes: usize,
-    /// How many replicas share a limit that is decided locally; `None`: as many as are heard of.
+    /// How many replicas share a limit that is decided locally; `None`: those that report to Redis.
     pub replicas: Option<u32>,
     pub memory_max_counters: usize,
     pub grpc_listen: SocketAddr,

@@ -72,7 +72,12 @@ pub const NAMES: &[Name] = &[
     own("store", "STORE", "memory", "Where counters live: memory, redis://…, rediss://… or redis+unix:///…"),
     own("store_timeout", "TIME", "10ms", "How long the store may take, from a request's arrival"),
     own("redis_ca_file", "FILE", "", "Certificate authorities to trust for rediss://, in PEM"),
-    own("replicas", "N", "", "How many replicas share a limit decided locally while Redis is away; else as many as are heard of"),
+    own(
+        "replicas",
+        "N",
+        "",
+        "How many replicas share a limit while Redis is away and each decides alone; by default, those that report to Redis",
+    ),
     own("memory_max_counters", "N", "1000000", "Live counters in memory at most; those that refuse nobody make room"),
     own("grpc_listen", "ADDRESS", "0.0.0.0:8081", "Where to answer gRPC"),
     own("http_listen", "ADDRESS", "0.0.0.0:8080", "Where to answer POST /json and GET /healthcheck"),

@@ -155,7 +155,7 @@ impl Metrics {
         let unknown_domains = Counter::default();
         registry.register("unknown_domain", "Calls for a domain that no rules are loaded for", unknown_domains.clone());
         let allowed_by_switch = Counter::default();
-        let help = "Calls that were allowed without a look at the rules, as the switch says";
+        let help = "Calls that the switch allowed without applying rules";
         registry.register("allowed_by_switch", help, allowed_by_switch.clone());
         let unknown_tiers = Counter::default();
         registry.register("unknown_tier", "Descriptors that named no known tier and got the default one", unknown_tiers.clone());
@@ -260,10 +260,10 @@ impl Abandoned {
 impl Store {
     fn new(registry: &mut Registry) -> Store {
         let kinds = ["timeout", "unavailable", "busy", "not_asked", "refused"];
-        let help = "Calls that the store gave no outcome for";
+        let help = "Calls that the store did not decide";
         let [timeouts, unavailable, busy, not_asked, refused] = counters(registry, "store_errors", help, "kind", kinds);
         let latency = Latency::default();
-        registry.register("store_latency_seconds", "What the store took to answer a call, queueing included", latency.clone());
+        registry.register("store_latency_seconds", "How long the store took to answer a call, queueing included", latency.clone());
         let breaker_open = Gauge::default();
         registry.register("store_breaker_open", "Whether the store is failing and not asked", breaker_open.clone());
         Store { latency, timeouts, unavailable, busy, not_asked, refused, breaker_open }
@@ -280,9 +280,10 @@ impl Reloads {
         };
         let revision = gauge("config_revision", "The rules in force, counted from 1; 0 is none");
         let last_success = gauge("config_last_success_timestamp_seconds", "When rules were last read without a problem");
-        let kept_domains = gauge("config_kept_domains", "Domains whose rules are of before, because their files are bad or gone");
+        let kept_domains =
+            gauge("config_kept_domains", "Domains that keep their last good rules, because their files are bad or gone");
         let removed_domains = Counter::default();
-        let help = "Domains, and parts of domains, removed because two readings did not find them any more";
+        let help = "Domains, and parts of domains, removed because two readings no longer found them";
         registry.register("config_removed_domains", help, removed_domains.clone());
         let reading: Gauge<f64, AtomicU64> = Gauge::default();
         let help = "How long the reading of the rules takes that is under way; 0 between readings";
@@ -313,12 +314,12 @@ impl Reloads {
 impl Records {
     fn new(registry: &mut Registry) -> Records {
         let kinds: Family<Label, Gauge> = Family::default();
-        registry.register("records", "What operators said that is in force here", kinds.clone());
+        registry.register("records", "Overrides, tiers and switches of operators that this process goes by", kinds.clone());
         let [subjects, tiers, switches] = ["subject", "tier", "switch"].map(|kind| kinds.get_or_create_owned(&[("kind", kind)]));
         let (last_sync, failures) = (Gauge::default(), Counter::default());
-        let help = "When this process was last seen to know all records; 0 where they are its own";
+        let help = "When this process last knew every override in Redis; 0 with counters in memory";
         registry.register("records_last_sync_timestamp_seconds", help, last_sync.clone());
-        registry.register("records_sync_failures", "Times that following the records in Redis failed", failures.clone());
+        registry.register("records_sync_failures", "Times that reading new overrides from Redis failed", failures.clone());
         Records { subjects, tiers, switches, last_sync, failures }
     }
 
@@ -332,7 +333,7 @@ impl Records {
 impl History {
     fn new(registry: &mut Registry) -> History {
         let written = Counter::default();
-        registry.register("history_written_rows", "Rows of subjects' histories that were brought to the store", written.clone());
+        registry.register("history_written_rows", "Rows of subjects' histories that were written to the store", written.clone());
         let help = "What is missing in histories: requests of too many subjects at once, and rows that the store did not take";
         let [full, not_taken] = counters(registry, "history_dropped", help, "reason", ["full", "store"]);
         History { written, full, not_taken }

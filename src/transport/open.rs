@@ -11,7 +11,7 @@ pub(super) const MAX_OPEN: u32 = 16_384;
 /// What an open call counts when connections are compared, in bytes.
 pub(super) const CALL_BYTES: u32 = 2 << 10;
 /// Bytes of long answers of the whole process that may wait for their peers.
-const MAX_HELD: u64 = 24 << 20;
+const MAX_HELD: u64 = 16 << 20;
 /// Open calls of one connection that are let in for as long as there is any room. A connection with more gives way when half of
 /// the room is taken, so that one caller cannot take all of it from the others.
 const FAIR: u32 = 64;

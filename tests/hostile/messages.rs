@@ -315,3 +315,24 @@ async fn calls_of_the_admin_api_are_short() {
     }
     attacked.survived().await;
 }
+
+#[tokio::test]
+async fn many_large_requests_at_once_hold_little() {
+    const CALLS: usize = 50;
+    let attacked = Attacked::start().await;
+    let users: Vec<String> = (0..1_000).map(|number| format!("u{number}")).collect();
+    let entries: Vec<[(&str, &str); 1]> = users.iter().map(|user| [("user", &**user)]).collect();
+    let descriptors: Vec<&[(&str, &str)]> = entries.iter().map(|entries| &entries[..]).collect();
+    let large = request("d", &descriptors);
+    let mut attackers = JoinSet::new();
+    for _ in 0..ATTACKERS {
+        let client = attacked.weir.client().await;
+        for _ in 0..CALLS {
+            let (mut client, large) = (client.clone(), large.clone());
+            attackers.spawn(async move { ask(&mut client, large).await.statuses.len() });
+        }
+    }
+    let answered = attackers.join_all().await;
+    assert_eq!(answered, vec![users.len(); ATTACKERS * CALLS]);
+    attacked.survived().await;
+}
