@@ -15,6 +15,9 @@ const PER_BYTES: u64 = 2 << 10;
 const PER_SECOND: f64 = 100.0;
 /// Bytes of a frame that cost as much as another frame.
 const FRAME_BYTES: u32 = 256;
+/// Header blocks in longer frames take long to read: Envoy's are shorter, from the second one of a connection on. A peer may refer to one
+/// header hundreds of times in such a frame.
+const LONG_HEADERS: u32 = 256;
 /// A frame of less data costs its handling. A line of a file that is sent line by line is longer.
 const DATA_BYTES: u32 = 32;
 
@@ -23,6 +26,7 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
 const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
@@ -38,6 +42,8 @@ pub(super) struct Frames {
     fields: Option<Fields>,
     /// The stream that a peer opened last.
     last_stream: u32,
+    /// A long header block began in what came last.
+    has_long_headers: bool,
     left: i64,
     calls: u32,
     /// Bytes written that have been counted.
@@ -62,6 +68,7 @@ impl Frames {
             rest: 0,
             fields: None,
             last_stream: 0,
+            has_long_headers: false,
             left: MAX_FRAMES,
             calls: 0,
             written: 0,
@@ -74,8 +81,14 @@ impl Frames {
         self.last_stream
     }
 
+    /// Whether a long header block began in what came last.
+    pub(super) fn has_long_headers(&self) -> bool {
+        self.has_long_headers
+    }
+
     /// Looks at what has come. Whether the peer may go on.
     pub(super) fn see(&mut self, data: &[u8], account: &Account) -> bool {
+        self.has_long_headers &= data.is_empty();
         let cost = self.walk(data, account);
         let calls = account.calls();
         let refill = i64::from(calls.wrapping_sub(self.calls)) * PER_CALL;
@@ -128,6 +141,7 @@ impl Frames {
         let length = u32::from_be_bytes([0, l0, l1, l2]);
         let stream = u32::from_be_bytes([s0, s1, s2, s3]) & (u32::MAX >> 1);
         self.rest = length as usize;
+        self.has_long_headers |= length > LONG_HEADERS && matches!(kind, HEADERS | CONTINUATION);
         self.fields = match kind {
             SETTINGS if flags & ACK == 0 => Some(Fields::of(kind, 6)),
             WINDOW_UPDATE if stream == 0 => Some(Fields::of(kind, 4)),
@@ -186,6 +200,21 @@ mod tests {
 
     fn ping() -> Vec<u8> {
         frame(6, 0, 0, &[0; 8])
+    }
+
+    #[test]
+    fn long_header_blocks_are_seen_until_others_come() {
+        let account = Account::new(false);
+        let mut frames = Frames::new();
+        let mut has_long = |data: &[u8]| {
+            frames.see(data, &account);
+            frames.has_long_headers()
+        };
+        assert!(!has_long(&frame(HEADERS, 4, 1, &[0x82; 256])));
+        for long in [frame(HEADERS, 4, 3, &[0x82; 257]), frame(CONTINUATION, 4, 3, &[0x82; 300])] {
+            assert!(has_long(&long) && has_long(&[]), "nothing more has come");
+            assert!(!has_long(&ping()));
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ const WRITE_BYTES: usize = 64 << 10;
 /// What a connection may read in one turn, in bytes. Then the calls that came are taken in, which frees their headers, and the
 /// other connections of the thread have their turn.
 const TURN: u32 = 16 << 10;
+/// The same while its header blocks are long: reading them takes many times longer.
+const SHORT_TURN: u32 = 2 << 10;
 /// ENHANCE_YOUR_CALM (RFC 9113, 7).
 const CALM: u32 = 11;
 
@@ -150,12 +152,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
             this.is_read_held = true;
             return Poll::Pending;
         }
-        if this.account.turn() >= TURN {
+        let is_short = matches!(&this.protocol, Protocol::Http2(frames) if frames.has_long_headers());
+        if this.account.turn() >= if is_short { SHORT_TURN } else { TURN } {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         let before = buffer.filled().len();
-        match Pin::new(&mut this.stream).poll_read(context, buffer) {
+        let read = if is_short {
+            let mut piece = [0; SHORT_TURN as usize];
+            let length = piece.len().min(buffer.remaining());
+            let mut piece = ReadBuf::new(&mut piece[..length]);
+            let read = Pin::new(&mut this.stream).poll_read(context, &mut piece);
+            buffer.put_slice(piece.filled());
+            read
+        } else {
+            Pin::new(&mut this.stream).poll_read(context, buffer)
+        };
+        match read {
             Poll::Ready(Ok(())) => {
                 let may_go_on = this.see(&buffer.filled()[before..]);
                 Poll::Ready(if may_go_on { Ok(()) } else { Err(this.calm(context)) })
